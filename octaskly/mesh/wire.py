@@ -115,6 +115,11 @@ class Decoder:
         self.add_data(data)
         return list(self.decode_messages())
 
+    @property
+    def buffered_bytes(self) -> int:
+        """Number of bytes that `decode_messages` has not taken yet."""
+        return len(self._buffer)
+
     def add_data(self, data: bytes | bytearray | memoryview) -> None:
         """Buffer received bytes for `decode_messages`."""
         self._buffer += data

@@ -13,7 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from octaskly.system.long_bodies import (
     LONG_READ_BYTES,
@@ -40,6 +40,16 @@ AwaitData = Callable[[], Awaitable[None]]
 """Waits for the next data of a body."""
 
 
+class ReadEvents(Protocol):
+    """Calls back what can be read; an event loop does so."""
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        """Call a function while a descriptor is readable; it replaces another."""
+
+    def remove_reader(self, fd: int) -> bool:
+        """Call no function for a descriptor; return True if there was one."""
+
+
 class TlsTransport(asyncio.Transport):
     """One end of a TLS connection.
 
@@ -48,9 +58,10 @@ class TlsTransport(asyncio.Transport):
         context: The TLS context of this end.
         protocol: The protocol; it is connected once the handshake has succeeded.
         server_hostname: The name to ask a server for; None at the server's end.
-        body_threads: They send and receive long bodies.
+        body_threads: They send and receive long bodies; None: those of the event loop.
         handshake_s: Timeout for the handshake; None if the caller has one.
         on_handshake: Called when the handshake has ended.
+        reads: Tells when the connection can be read; None: the event loop.
     """
 
     def __init__(
@@ -60,12 +71,14 @@ class TlsTransport(asyncio.Transport):
         protocol: asyncio.Protocol,
         *,
         server_hostname: str | None = None,
-        body_threads: Executor,
+        body_threads: Executor | None = None,
         handshake_s: float | None,
         on_handshake: OnHandshake,
+        reads: ReadEvents | None = None,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
+        self._reads: ReadEvents = self._loop if reads is None else reads
         self._context = context
         self._body_threads = body_threads
         self._protocol: asyncio.BaseProtocol = protocol
@@ -113,9 +126,9 @@ class TlsTransport(asyncio.Transport):
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            self._loop.add_reader(self._fd, self._shake_hands)
+            self._reads.add_reader(self._fd, self._shake_hands)
         except ssl.SSLWantWriteError:
-            self._loop.remove_reader(self._fd)
+            self._reads.remove_reader(self._fd)
             self._loop.add_writer(self._fd, self._shake_hands)
         except OSError as error:
             clear_tls_errors()
@@ -125,7 +138,7 @@ class TlsTransport(asyncio.Transport):
 
     def _end_handshake(self, error: OSError | None) -> None:
         self._stop_timer()
-        self._loop.remove_reader(self._fd)
+        self._reads.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         # The caller learns of it after `__init__`.
         assert self._on_handshake is not None
@@ -202,11 +215,11 @@ class TlsTransport(asyncio.Transport):
             self._is_reading_paused or self._is_closing or self._moves_body
         )
         if is_reading and not self._is_reading:
-            self._loop.add_reader(self._fd, self._read)
+            self._reads.add_reader(self._fd, self._read)
             if self._tls.pending():  # The rest of a record: no event tells of it.
                 self._loop.call_soon(self._read)
         elif self._is_reading and not is_reading and not self._is_lost:
-            self._loop.remove_reader(self._fd)
+            self._reads.remove_reader(self._fd)
         self._is_reading = is_reading
 
     def _read(self) -> None:
@@ -476,12 +489,12 @@ class TlsTransport(asyncio.Transport):
 
     async def _become_readable(self) -> None:
         """Wait until the client has sent something, or is gone."""
-        self._loop.add_reader(self._fd, self._start_turn)
+        self._reads.add_reader(self._fd, self._start_turn)
         try:
             await self._become_ready()
         finally:
             if not self._is_lost:
-                self._loop.remove_reader(self._fd)
+                self._reads.remove_reader(self._fd)
 
     async def _become_ready(self) -> None:
         self._ready = self._loop.create_future()
@@ -515,7 +528,7 @@ class TlsTransport(asyncio.Transport):
             self._lose(None)
             return
         self._timer = self._loop.call_later(SHUTDOWN_S, self._lose, None)
-        self._loop.add_reader(self._fd, self._discard_arrived)
+        self._reads.add_reader(self._fd, self._discard_arrived)
 
     def _discard_arrived(self) -> None:
         try:
@@ -533,7 +546,7 @@ class TlsTransport(asyncio.Transport):
             return
         self._is_lost = self._is_closing = True
         self._stop_timer()
-        self._loop.remove_reader(self._fd)
+        self._reads.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._unsent.clear()
         self._unsent_bytes = 0
@@ -559,10 +572,14 @@ async def open_tls(
     context: ssl.SSLContext,
     protocol: asyncio.Protocol,
     *,
-    server_hostname: str,
-    body_threads: Executor,
+    server_hostname: str | None,
+    body_threads: Executor | None = None,
+    reads: ReadEvents | None = None,
+    on_wrapped: Callable[[socket.socket], None] = lambda _: None,
 ) -> None:
-    """Connect a protocol by TLS to a server; `TlsTransport` explains the arguments.
+    """Connect a protocol by TLS; `TlsTransport` explains most arguments.
+
+    `on_wrapped` is called with the socket that takes the place of `connection`.
 
     Raises:
         OSError: the handshake failed; the connection is closed.
@@ -585,7 +602,9 @@ async def open_tls(
         body_threads=body_threads,
         handshake_s=None,
         on_handshake=on_handshake,
+        reads=reads,
     )
+    on_wrapped(transport.connection)
     try:
         await ended
     except asyncio.CancelledError:

@@ -145,7 +145,9 @@ class MeshTls:
         front = self._peer_context(ssl.PROTOCOL_TLS_SERVER, self._force)
 
         def choose(
-            connection: ssl.SSLObject, name: str | None, _front: ssl.SSLContext
+            connection: ssl.SSLObject | ssl.SSLSocket,
+            name: str | None,
+            _front: ssl.SSLContext,
         ) -> None:
             connection.context = self._servers[self._generation_for(name)]
 
@@ -258,7 +260,7 @@ class MeshTls:
             ends_ms=int(ends.timestamp() * 1000),
         )
 
-    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
+    def is_generation_accepted(self, peer: ssl.SSLObject | ssl.SSLSocket) -> bool:
         """Return True if the generation that signed the peer's certificate is accepted.
 
         It may have been retired since the TLS handshake.
@@ -385,7 +387,7 @@ class VisitorTls:
         """
         return PeerIdentity(member_node_id(peer))
 
-    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:  # noqa: ARG002
+    def is_generation_accepted(self, peer: ssl.SSLObject | ssl.SSLSocket) -> bool:  # noqa: ARG002
         """Return True: a visitor knows only the roots that it was given."""
         return True
 

@@ -7,7 +7,6 @@ import gc
 import socket
 import ssl
 import struct
-from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -69,11 +68,7 @@ def without_collection() -> Iterator[None]:
 
 def tls_object_count() -> int:
     """Return how many accepted TLS connections this process has in memory."""
-    return sum(
-        isinstance(each, TlsTransport)
-        or (isinstance(each, SSLProtocol) and vars(each).get("_server_side", False))
-        for each in gc.get_objects()
-    )
+    return sum(isinstance(each, TlsTransport) for each in gc.get_objects())
 
 
 def _stranger() -> ssl.SSLContext:

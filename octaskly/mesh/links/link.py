@@ -103,7 +103,7 @@ class LinkTls(Protocol):
     def peer_identity(self, peer: TlsPeer) -> PeerIdentity:
         """Return who the peer is; raise TrustError if it may not be linked."""
 
-    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
+    def is_generation_accepted(self, peer: ssl.SSLSocket) -> bool:
         """Return True if the secret that signed the peer's certificate is in use."""
 
 
@@ -165,7 +165,7 @@ class Link(asyncio.Protocol):
         self._is_paused = False
         self._is_flush_due = False
         self._transport: asyncio.Transport | None = None
-        self._tls: ssl.SSLObject | None = None
+        self._tls: ssl.SSLSocket | None = None
 
     # Called by asyncio
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from octaskly.core.protocol.messages import Entries, Message
@@ -23,6 +24,7 @@ MESSAGES_PER_TURN: Final = 64  #: takes some milliseconds
 TURN_S: Final = 0.01  #: decoding time per turn of the event loop
 DECODE_S_MAX: Final = 0.03  #: CPU time for decoding that causes no pause
 PAUSE_FACTOR: Final = 2  #: seconds of pause per second of decoding above the maximum
+UNMEASURED_BYTES: Final = 2048  #: most frames are smaller
 UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: bytes received that may not be on disk yet
 #: Entries received that may not be on disk yet, at 2 kB each. One answer has fewer.
 UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
@@ -158,6 +160,8 @@ class Receiver:
         some: list[Message] = []
         if self._decoding is None or self._is_disk_behind:
             return some
+        if self._decoder.buffered_bytes <= UNMEASURED_BYTES:
+            return self._decode_few()
         clock = asyncio.get_running_loop().time
         begin_s, begin_cpu_s = clock(), time.thread_time()
         for message in self._decoding:
@@ -175,6 +179,17 @@ class Receiver:
         # CPU time excludes waits for a core or for the GIL, which the peer does not
         # cause. On a busy machine they would slow down the catch-up of a standby.
         self._decode_s += time.thread_time() - begin_cpu_s
+        return some
+
+    def _decode_few(self) -> list[Message]:
+        """Decode messages of a few bytes, which cost less than to measure that."""
+        assert self._decoding is not None
+        some = list(islice(self._decoding, MESSAGES_PER_TURN))
+        if len(some) < MESSAGES_PER_TURN:
+            self._decoding = None
+        for message in some:
+            if type(message) is Entries:
+                self._unpersisted_entries += len(message.entries)
         return some
 
     def _pause_s(self) -> float | None:

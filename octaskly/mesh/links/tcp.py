@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from asyncio import constants
-from asyncio.sslproto import SSLProtocol
 from contextlib import suppress
 from typing import Final
 
 from octaskly.core.model.ids import Address
-from octaskly.system.tls_transport import RECORD_BYTES
 
 CONNECT_S: Final = 1.0  #: timeout per address
 USER_TIMEOUT_MS: Final = 5000  #: unacknowledged bytes end the connection after this
@@ -46,16 +43,6 @@ async def connect(address: Address) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def shrink_tls_buffers() -> None:
-    """Limit the receive buffers of asyncio's TLS in this process to one record.
-
-    By default, asyncio keeps a buffer of 256 KiB for each connection, and as much again
-    while the application does not read. It has no option for it.
-    """
-    SSLProtocol.max_size = RECORD_BYTES
-    vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
 
 
 def tune_socket(connection: socket.socket) -> None:

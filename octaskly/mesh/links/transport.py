@@ -24,6 +24,7 @@ from octaskly.core.protocol.messages import (
     PackedMessage,
 )
 from octaskly.errors import LocalProtocolError
+from octaskly.mesh.links.batched_reads import BatchedReads
 from octaskly.mesh.links.duplicates import (
     DUPLICATE,
     DUPLICATE_ID,
@@ -39,7 +40,7 @@ from octaskly.mesh.links.handshake_limits import (
 )
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link, LinkTls
 from octaskly.mesh.links.receive import DiskProgress
-from octaskly.mesh.links.tcp import connect, shrink_tls_buffers, tune_socket
+from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
 from octaskly.system.accepting import BACKLOG
@@ -48,6 +49,7 @@ from octaskly.system.pending_handshakes import (
     MemberAddresses,
     accept_within_limits,
 )
+from octaskly.system.tls_transport import open_tls
 
 HANDSHAKE_S: Final = 15.0
 """Timeout from the TCP connection to HELLO_OK. It is long because many agents may start
@@ -126,8 +128,8 @@ class Transport:
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
         self._progress = progress
-        self._server_context: ssl.SSLContext | None = None  #: once peers may dial
-        shrink_tls_buffers()
+        self._server_context: ssl.SSLContext  #: once peers may dial
+        self._reads: BatchedReads | None = None  #: None: not started, or closed
         self._duplicates = DuplicateLinks(
             self._own_id, limits.peers, clock, on_duplicate
         )
@@ -154,6 +156,7 @@ class Transport:
             sockets: Bound TCP sockets; they are closed with the transport.
         """
         self._group = tasks
+        self._reads = BatchedReads()
         self._sockets = tuple(sockets)
         if self._sockets:
             self._server_context = self._trust.server_context()
@@ -223,6 +226,9 @@ class Transport:
                     await link.closed.wait()
         for link in tuple(self._closing):
             link.abort(STOPPING_REASON)
+        reads, self._reads = self._reads, None
+        if reads is not None:
+            reads.close()
 
     # Callbacks of links; see `LinkOwner`
 
@@ -316,25 +322,35 @@ class Transport:
         After the TLS handshake the peer is a member, so the connection no longer counts
         as a pending handshake.
         """
-        link = self._new_link(None)
-        is_local = self._handshake_limiter.is_local(connection)
-        certificate_s = self._bounds.handshake_s * (
-            LOCAL_TIMEOUT_FACTOR if is_local else 1
+        link, limiter, admitted = (
+            self._new_link(None),
+            self._handshake_limiter,
+            connection,
         )
+        factor = LOCAL_TIMEOUT_FACTOR if limiter.is_local(connection) else 1
+        certificate_s = self._bounds.handshake_s * factor
+
+        def on_wrapped(tls: socket.socket) -> None:
+            nonlocal admitted
+            limiter.replace(admitted, tls)
+            admitted = tls
+
         try:
             async with asyncio.timeout(self._handshake_s):
                 is_finished = False
                 try:
-                    await asyncio.get_running_loop().connect_accepted_socket(
-                        lambda: link,
-                        connection,
-                        ssl=self._server_context,
-                        ssl_handshake_timeout=min(self._handshake_s, certificate_s),
-                        ssl_shutdown_timeout=SHUTDOWN_S,
-                    )
+                    async with asyncio.timeout(certificate_s):
+                        await open_tls(
+                            connection,
+                            self._server_context,
+                            link,
+                            server_hostname=None,
+                            reads=self._reads,
+                            on_wrapped=on_wrapped,
+                        )
                     is_finished = True
                 finally:
-                    self._handshake_limiter.release(connection, is_finished=is_finished)
+                    limiter.release(admitted, is_finished=is_finished)
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))
@@ -397,13 +413,12 @@ class Transport:
             return None
         try:
             async with asyncio.timeout(self._handshake_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: link,
-                    sock=connection,
-                    ssl=context,
+                await open_tls(
+                    connection,
+                    context,
+                    link,
                     server_hostname=self._trust.server_name,
-                    ssl_handshake_timeout=self._handshake_s,
-                    ssl_shutdown_timeout=SHUTDOWN_S,
+                    reads=self._reads,
                 )
                 await link.handshake_over.wait()
         except OSError as error:

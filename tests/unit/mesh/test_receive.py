@@ -20,6 +20,7 @@ from octaskly.mesh import wire
 from octaskly.mesh.links.receive import (
     DECODE_S_MAX,
     MESSAGES_PER_TURN,
+    UNMEASURED_BYTES,
     UNPERSISTED_ENTRIES_MAX,
     Receiver,
 )
@@ -135,10 +136,11 @@ async def test_a_peer_with_expensive_frames_is_paused(
 
     monkeypatch.setattr(loop, "call_later", noted)
     peer = Peer(Slow(_compute))
+    large = Pull(tuple((StreamId(n), n) for n in range(1, UNMEASURED_BYTES)))
 
-    peer.intake.receive_data(wire.encode([Pull(())]))
+    peer.intake.receive_data(wire.encode([large]))
 
-    assert peer.taken == [Pull(())]
+    assert peer.taken == [large]
     assert not peer.is_read
     (rest_s,) = rests_s
     assert DECODE_S_MAX <= rest_s < 2 * DECODE_S_MAX
