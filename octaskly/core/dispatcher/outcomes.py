@@ -137,8 +137,8 @@ class OutcomeRecorder:
         for task in tasks:
             if task.stage is not Stage.QUEUED or not task.missing_inputs:
                 continue
-            workers = self._pool.capable_workers(task.requires)
-            if not workers or not task.missing_inputs.keys() >= set(workers):
+            workers = set(self._pool.capable_workers(task.requires))
+            if not workers or not workers <= task.missing_inputs.keys():
                 continue
             term = self._step.epoch.term
             follows = task_rules.after_refusals(task.record, workers, term)

@@ -316,8 +316,7 @@ class Reconciler:
     def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
-        is_known = task is not None and task.is_live_at(node, attempt)
-        if task is not None and is_known and task.final_state is None:
+        if task and task.final_state is None and task.is_live_at(node, attempt):
             task.is_worker_confirmed = True
             return
         if not self._may_count(task, spec.id, attempt):
@@ -341,11 +340,7 @@ class Reconciler:
         return is_open and task_rules.may_follow(attempt, task.record.attempts)
 
     def _adopt_unread(
-        self,
-        task: QueuedTask | None,
-        node: NodeId,
-        attempt: AttemptId,
-        spec: TaskSpec,
+        self, task: QueuedTask | None, node: NodeId, attempt: AttemptId, spec: TaskSpec
     ) -> QueuedTask:
         """Take a task into hand of which at most some ends are known."""
         record = TaskRecord(spec.id, spec)

@@ -394,10 +394,7 @@ class DispatchStep:
                 self.announce_ended((member.spec.id,))
 
     def _cancel_live_members(self, members: Iterable[QueuedTask], by: str) -> None:
-        """End the members on workers that the cancel of their array ends.
-
-        `by` is its canceller, also in another epoch.
-        """
+        """End the members on workers that their array's cancel, in any epoch, ends."""
         term = self.epoch.term
         for member in members:
             if member.stage is not Stage.LIVE or member.final_state is not None:

@@ -218,18 +218,10 @@ def retry_delay_s(task: TaskId, failed: int) -> float:
 def after_refusals(
     record: TaskRecord, workers: Collection[NodeId], term: int
 ) -> Decided | float:
-    """Return what becomes of a task that every worker has refused.
+    """Return the verdict on a task that all `workers` refused, or the seconds to wait.
 
     It fails if each lacks an input, because that would be so for ever. Else it waits
     until other tasks have ended and left room, and all workers are asked again.
-
-    Args:
-        record: The task.
-        workers: All that could run it.
-        term: Of the epoch that decides it.
-
-    Returns:
-        The verdict, or the seconds to wait.
     """
     refusals = {a.node: a for a in record.attempts if a.node in workers and a.outcome}
     reasons = {a.outcome.reason for a in refusals.values() if a.outcome}
