@@ -47,13 +47,20 @@ class OnceScope(Scope):
             assert record.state is TaskState.COMPLETED, record
 
 
+class LateOnceScope(OnceScope):
+    """The same after the reattach window: a cut is a loss at once."""
+
+    def __init__(self, workers: str, budget: Budget) -> None:
+        super().__init__(workers, budget)
+        self._advance_beyond_window()
+
+
 SCOPES: dict[str, tuple[str, Budget]] = {
     "a cut": ("bc", {"cut": 1, "late": 1}),
     "a failover": ("b", {"failover": 1, "recover": 1}),
 }
 LARGE_SCOPES: dict[str, tuple[str, Budget]] = {
     "a late cut": ("bc", {"delay": 1, "cut": 1, "late": 1}),
-    "a cut and a failover": ("bc", {"cut": 1, "late": 1, "failover": 1, "recover": 1}),
 }
 
 
@@ -66,6 +73,19 @@ def test_no_order_of_events_runs_the_task_twice(
 ) -> None:
     """Each scope is explored in full."""
     found = explore(lambda: OnceScope(workers, budget), states_max=STATES_MAX)
+
+    record_property(EXPLORED, str(found))
+    assert not found.failures, found.describe_failures()
+    assert found.is_complete
+
+
+@pytest.mark.soak
+def test_no_order_of_a_cut_and_a_failover_runs_the_task_twice(
+    record_property: RecordProperty,
+) -> None:
+    """In the reattach window, this is too much to explore in full."""
+    budget = {"cut": 1, "failover": 1, "recover": 1}
+    found = explore(lambda: LateOnceScope("bc", budget), states_max=STATES_MAX)
 
     record_property(EXPLORED, str(found))
     assert not found.failures, found.describe_failures()
