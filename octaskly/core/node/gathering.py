@@ -6,9 +6,9 @@ some 1600 a second.
 
 The rule: once `Limits.many_reports` arrived within `GATHER_S`,
 
-- a report waits for up to `REPORT_WAIT_S`, so that one step handles several. Any other
-  event ends the wait, so the order of events stays, and a slot is free for little
-  longer;
+- a report waits for a small share of the time that its attempt took, so that one step
+  handles several. Heartbeats that follow wait with it; any other event ends the wait,
+  so the order of events stays, and a slot is free for little longer;
 - the facts about ends wait for up to `GATHER_S` before they go to the disk and to the
   standbys. Any other write, such as that of a submission, takes along what waits;
 - an acknowledgement waits for the next message to its worker.
@@ -45,6 +45,7 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import (
+    HeartbeatOk,
     Message,
     PackedMessage,
     RangeResults,
@@ -56,6 +57,8 @@ from octaskly.core.protocol.messages import (
 
 REPORT_WAIT_S: Final = 0.002
 """At most 4 % of a task of 50 ms. Workers prefetch tasks that are shorter."""
+REPORT_WAIT_SHARE: Final = 0.02  #: of a longer attempt, for which a report waits
+REPORT_WAIT_S_MAX: Final = 0.02
 REPORTS_MAX: Final = 64  #: that wait
 GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
 ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
@@ -92,20 +95,30 @@ class Gathering:
         self._acks_due_s = math.inf
 
     def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
-        """Return True if the event is a report that waits."""
-        if not _is_report(event):
+        """Return True if the event is a report that waits, or may wait with one.
+
+        The timer is then set.
+        """
+        took_ms = _attempt_times_ms(event)
+        if took_ms is None:
             return False
-        self._arrived_s.append(now.mono_s)
+        if took_ms:
+            self._arrived_s.append(now.mono_s)
+        elif not self._reports:
+            return False  # A heartbeat waits only with reports.
         may_wait = may_wait and len(self._reports) < REPORTS_MAX
         if not may_wait or not self._are_many_arriving(now):
             return False
-        if not self._reports:
-            self._reports_due_s = now.mono_s + REPORT_WAIT_S
+        if took_ms:
+            wait_s = max(REPORT_WAIT_S, REPORT_WAIT_SHARE * min(took_ms) / 1000)
+            due_s = now.mono_s + min(wait_s, REPORT_WAIT_S_MAX)
+            self._reports_due_s = min(self._reports_due_s, due_s)
+            self._timers.set_earlier(Timer.GATHERING, due_s)
         self._reports.append(event)
         return True
 
     def take_reports(self) -> list[Event]:
-        """Remove and return the reports that wait; each event comes after them."""
+        """Remove and return the events that wait; each other one comes after them."""
         reports, self._reports = self._reports, []
         self._reports_due_s = math.inf
         return reports
@@ -225,14 +238,32 @@ class _Acks:
         return ack_messages(self._single, self._members)
 
 
-def _is_report(event: Event) -> bool:
-    """Return True if an event says nothing but how attempts ended."""
-    if isinstance(event, Received):
-        return all(map(_has_reports, event.messages))
-    return isinstance(event, AttemptsEnded)
+def _attempt_times_ms(event: Event) -> list[int] | None:
+    """Return how long the first attempt of each message took that reports ends.
+
+    Returns:
+        Nothing for a heartbeat; None for an event that says anything else.
+    """
+    if isinstance(event, AttemptsEnded):
+        return [report.outcome.duration_ms or 0 for report in event.reports[:1]]
+    if not isinstance(event, Received):
+        return None
+    times_ms: list[int] = []
+    for message in event.messages:
+        time_ms = _first_time_ms(message)
+        if time_ms is not None:
+            times_ms.append(time_ms)
+        elif not isinstance(message, HeartbeatOk):
+            return None
+    return times_ms
 
 
-def _has_reports(message: Message) -> bool:
+def _first_time_ms(message: Message) -> int | None:
+    """Return how long the first attempt took, 0 if unknown; None: no report."""
+    if isinstance(message, Results):
+        reports = message.reports
+        return (reports[0].outcome.duration_ms or 0) if reports else None
     if isinstance(message, RangeResults):
-        return True
-    return isinstance(message, Results) and bool(message.reports)
+        successes = message.items[0].successes if message.items else ()
+        return (successes[0].duration_ms or 0) if successes else 0
+    return None

@@ -246,16 +246,17 @@ class Node:
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Run the timers due at `now`, then handle `event`; return ordered effects."""
+        may_wait = self._dispatcher.is_accepting and now.mono_s < self.deadline()
+        if self._gathering.hold_report(event, now, may_wait=may_wait):
+            return []
         if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
         effects = self._check_clock_gap(now)
         for timer in self._timers.pop_due(now.mono_s):
             effects += self._on_timer(timer, now)
-        may_wait = self._dispatcher.is_accepting
-        if not self._gathering.hold_report(event, now, may_wait=may_wait):
-            for report in self._gathering.take_reports():
-                effects += self._on_event(report, now)
-            effects += self._on_event(event, now)
+        for report in self._gathering.take_reports():
+            effects += self._on_event(report, now)
+        effects += self._on_event(event, now)
         if self._handlers.shutdown.is_requested:
             effects += self._handlers.shutdown.on_time(now)
         if self._candidacy.is_failing:

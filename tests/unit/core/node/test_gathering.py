@@ -19,7 +19,8 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.range_facts import success_facts
 from octaskly.core.model.arrays import RangeMembers, member_id
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import Epoch, TaskId
+from octaskly.core.model.nodes import LoadSample, NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState
 from octaskly.core.model.timer_heap import TimerHeap
@@ -31,7 +32,17 @@ from octaskly.core.node.gathering import (
     REPORTS_MAX,
     Gathering,
 )
-from octaskly.core.protocol.messages import HelloOk, Leave, Message, Results, ResultsOk
+from octaskly.core.protocol.messages import (
+    HeartbeatOk,
+    HelloOk,
+    Leave,
+    MemberSuccess,
+    Message,
+    RangeReport,
+    RangeResults,
+    Results,
+    ResultsOk,
+)
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -48,9 +59,10 @@ A, B = node_id("a"), node_id("b")
 T, U = TaskId("t"), TaskId("u")
 END = Finished(T, attempt(), A, outcome())
 ARRAY = TaskId("task-001-0000000a")
+MEMBERS = RangeMembers(ARRAY, 1, 1, attempt(), (0, 1))
 MEMBER_END = Finished(member_id(ARRAY, 1), attempt(), A, outcome())
 (MEMBERS_END,) = success_facts(
-    RangeMembers(ARRAY, 1, 1, attempt(), (0, 1)),
+    MEMBERS,
     A,
     [replace(outcome(duration_ms=1), started_ms=2, ended_ms=3)] * 2,
     term=1,
@@ -93,6 +105,7 @@ class Writes:
             assert not self.report(at_s)
         assert self.report(at_s)
         assert self.gathering.take_reports() == [REPORT]
+        assert self.due(at_s) == []
 
     def due(self, at_s: float, *, may_wait: bool = True) -> list[Effect]:
         """Return what has waited long enough."""
@@ -155,7 +168,58 @@ def test_many_reports_wait_for_each_other_for_a_moment() -> None:
     assert writes.gathering.take_reports() == []
 
 
-def test_of_all_events_only_reports_wait() -> None:
+@pytest.mark.parametrize(
+    ("took_ms", "wait_s"),
+    [(None, REPORT_WAIT_S), (50, REPORT_WAIT_S), (500, 0.01), (5000, 0.02)],
+)
+def test_a_report_waits_for_a_small_share_of_its_attempt(
+    took_ms: int | None, wait_s: float
+) -> None:
+    """The slot of a long attempt may be free for longer, within bounds."""
+    writes = Writes()
+    writes.report_many()
+    ended = report(end=outcome(duration_ms=took_ms))
+    success = MemberSuccess(None, None, took_ms)
+
+    for event in (
+        AttemptsEnded((ended,)),
+        Received(B, (results_message(ended),)),
+        Received(B, (RangeResults((RangeReport(MEMBERS, (success,)),), 2),)),
+    ):
+        assert writes.report(event=event)
+        assert writes.next_due_s() == pytest.approx(wait_s)
+        assert writes.gathering.take_reports() == [event]
+        assert writes.due(0.0) == []
+
+
+def test_the_shortest_of_several_attempts_ends_the_wait() -> None:
+    """It does not wait for longer because others came before."""
+    writes = Writes()
+    writes.report_many()
+    long = AttemptsEnded((report(end=outcome(duration_ms=500)),))
+
+    assert writes.report(event=long)
+    assert writes.report(0.001)
+    assert writes.next_due_s() == pytest.approx(0.001 + REPORT_WAIT_S)
+
+
+def test_a_heartbeat_waits_only_with_reports() -> None:
+    """A hundred workers send as many of these in a second."""
+    writes = Writes()
+    writes.report_many()
+    heartbeat = HeartbeatOk(
+        Epoch(1, A), 0.0, NodeState.READY, 2, LoadSample(0, 0, 0, 0)
+    )
+    health = Received(B, (heartbeat,))
+    both = Received(B, (results_message(), heartbeat))
+
+    assert not writes.report(event=health)
+    assert writes.report(event=both)
+    assert writes.report(event=health)
+    assert writes.gathering.take_reports() == [both, health]
+
+
+def test_of_all_events_only_reports_and_heartbeats_wait() -> None:
     """A worker that has just become free gets work at once."""
     writes = Writes()
     writes.report_many()
