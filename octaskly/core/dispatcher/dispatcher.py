@@ -467,13 +467,16 @@ class Dispatcher:
         return [*answers, *self._commit_step(now)]
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
-        """Take over what the log says of live tasks and arrays."""
-        for record in records:
-            if record.progress is not None:
-                self._step.adopt_array(record)
+        """Take over what the log says of live tasks and arrays.
+
+        Members come first: one may have ended before its array was cancelled.
+        """
         for record in records:
             if record.spec is not None and record.progress is None:
                 self.reconciler.adopt_record(record, now)
+        for record in records:
+            if record.progress is not None:
+                self._step.adopt_array(record)
 
     def on_ended_elsewhere(
         self, ended: tuple[TaskId, ...], now: Moment

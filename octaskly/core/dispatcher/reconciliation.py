@@ -238,8 +238,11 @@ class Reconciler:
         elif task.stage is Stage.ENDED:
             return
         else:
-            task.is_read = task.is_read or task.stage is Stage.LIVE
+            was_read = task.is_read
+            task.is_read = was_read or task.stage is Stage.LIVE
             self.merge_record(record, task)
+            if task.is_read and not was_read:
+                self._step.follow_array(task)
         live = [] if task is None else _live_attempts(task.record)
         if task is None or not live:
             return

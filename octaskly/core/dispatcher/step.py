@@ -394,10 +394,14 @@ class DispatchStep:
                 self.announce_ended((member.spec.id,))
 
     def _cancel_live_members(self, members: Iterable[QueuedTask], by: str) -> None:
-        """End the members on workers that their array's cancel, in any epoch, ends."""
+        """End the members on workers that their array's cancel, in any epoch, ends.
+
+        One that is not read follows once it is: it may have ended before the cancel.
+        """
         term = self.epoch.term
         for member in members:
-            if member.stage is not Stage.LIVE or member.final_state is not None:
+            is_running = member.stage is Stage.LIVE and member.final_state is None
+            if not is_running or not member.is_read:
                 continue
             has_begun = not self.is_prefetched(member)
             cancel = task_rules.cancel_member(
@@ -409,7 +413,7 @@ class DispatchStep:
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
         array_id = array_of(member.spec.id)
-        if array_id is None:
+        if array_id is None or member.final_state is not None:
             return
         array = self.queue.tasks.get(array_id)
         if array is None:

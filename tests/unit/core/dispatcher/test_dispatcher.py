@@ -617,7 +617,8 @@ def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
         assert member.spec is not None
         world.dispatch.on_worker_up(node_info(B, 1), moment(1))
         back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
-        effects = world.dispatch.on_reattach(B, back, moment(1))
+        world.dispatch.on_reattach(B, back, moment(1))
+        effects = found(world, member)
 
     assert TaskCancelled(member.id, "ann", term=1) in appended_facts(effects)
     ordered = Kill(epoch(), ((member.id, attempt()),))
@@ -635,10 +636,30 @@ def test_a_late_member_of_a_cancelled_array_ends_too() -> None:
     world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
 
     back = Reattach(((attempt(), spec(f"{name}.1")),), 1, NodeState.READY)
-    effects = world.dispatch.on_reattach(B, back, moment(LATE))
+    world.dispatch.on_reattach(B, back, moment(LATE))
+    effects = found(world, task_record(f"{name}.1", live_attempt(B)))
 
     ordered = Kill(epoch(), ((TaskId(f"{name}.1"), attempt()),))
     assert Send(B, (ordered,)) in effects
+
+
+def test_a_member_that_had_completed_is_not_cancelled_with_its_array() -> None:
+    """A worker may list an attempt that has ended, with too many reports to send."""
+    world = DispatcherWithJournal()
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
+    asked = by_force(TaskId("task-007-abcdef12")).array_record
+    assert asked is not None
+    array = replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
+    ended = Attempt(attempt(), B, AttemptState.OK, outcome(), decided_term=1)
+    member = task_record(f"{array.id}.1", ended)
+    assert member.spec is not None
+    back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, back, moment())
+
+    effects = found(world, array, member)
+
+    assert effects == [Send(B, (Kill(epoch(), ((member.id, attempt()),)),))]
 
 
 @pytest.mark.parametrize("back_s", [0.0, 1.0, 2.0])
