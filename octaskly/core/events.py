@@ -123,6 +123,15 @@ class CatchUpRequested(Struct, frozen=True):
     ticket: int
 
 
+class CopiesRequested(Struct, frozen=True):
+    """Wait until all on this disk has as many copies as an accepted task has.
+
+    Answered by `Copied`.
+    """
+
+    ticket: int
+
+
 class ExplainRequested(Struct, frozen=True):
     """Explain the state of a task; answered by `TaskExplanation`."""
 
@@ -356,6 +365,7 @@ Event = (
     | TaskIdsRequested
     | TasksSubmitted
     | CatchUpRequested
+    | CopiesRequested
     | ExplainRequested
     | VisitorDemandRequested
     | OutputRequested

@@ -82,6 +82,12 @@ class CatchUpStatus(Struct, frozen=True):
     is_complete: bool  #: no other node may hold a task that is unknown here
 
 
+class Copied(Struct, frozen=True):
+    """All that was on the dispatcher's disk at the request has copies."""
+
+    replicas: int  #: with that of the dispatcher; 1 if no standby is in sync
+
+
 class CancelResult(Struct, frozen=True):
     """The result of a cancel."""
 
@@ -155,6 +161,7 @@ Reply = (
     | RecordsKept
     | RecordLimitReached
     | CatchUpStatus
+    | Copied
     | CancelResult
     | ReprioritizeResult
     | NotDispatching

@@ -167,7 +167,9 @@ class Gateway(OutputSource, EventSource, Protocol):
         """Return new ids with unique sequence numbers for a later submission."""
 
     async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
-        """Return one task. `ref` may be just `task-<sequence>`.
+        """Return one task, its end once no failover can take that back.
+
+        `ref` may be just `task-<sequence>`.
 
         Raises:
             TaskNotFound: There is no such task.

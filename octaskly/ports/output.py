@@ -38,7 +38,8 @@ class OutputSource(Protocol):
     ) -> TaskRecord:
         """Return a task once `is_wanted` is true of it, or when the time is over.
 
-        The change may not be replicated yet. Raises the errors of `Gateway.find_task`.
+        Unless the task has ended, the change may not be replicated yet. Raises the
+        errors of `Gateway.find_task`.
         """
 
     def stream_output(

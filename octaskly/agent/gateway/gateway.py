@@ -60,6 +60,7 @@ from octaskly.core.replies import TaskExplanation, TasksPurged, VisitorDemand
 from octaskly.errors import (
     DispatcherUnknown,
     NotDispatcher,
+    OutcomeUnknown,
     PermissionDenied,
     StoreFull,
     TaskNotCancellable,
@@ -79,6 +80,7 @@ from octaskly.ports import (
     TaskParts,
     TaskQuery,
 )
+from octaskly.ports.events import EndedMember
 from octaskly.ports.output import OutputChunk
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
@@ -183,7 +185,6 @@ class AgentGateway:
         )
         self.subscribe = self.feed.subscribe
         self.read_recent_attempts = self.feed.read_recent_attempts
-        self.read_ended_members = store.read_ended_members
         self._connect_files(files)
         self.stream_output = stream_output
         #: called once tasks were purged by request
@@ -333,16 +334,34 @@ class AgentGateway:
         await self._submissions.wait_until_replicated()
 
     async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
-        """Return one task."""
+        """Return one task; its end only once that is as durable as an event."""
         self._require_dispatcher()
-        return await self._task_finder.find_task(ref, parts)
+        record = await self._task_finder.find_task(ref, parts)
+        await self._confirm_ends((record,))
+        return record
 
     async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
         """Return the tasks that a short id may mean, without outputs."""
         self._require_dispatcher()
         names = await self._store.names_with_short_id(text)
         found = [await self._store.read_task(name, TaskParts.BRIEF) for name in names]
-        return [record for record in found if record is not None]
+        records = [record for record in found if record is not None]
+        await self._confirm_ends(records)
+        return records
+
+    async def _confirm_ends(self, records: Iterable[TaskRecord]) -> None:
+        """Wait until no failover can take back the ends that these tasks show."""
+        if any(record.state.is_final for record in records):
+            await self._wait_for_copies()
+
+    async def _wait_for_copies(self) -> None:
+        """Wait until a standby has all that is on this disk, if one is in sync."""
+        if self._node.has_copies_of_all(self._clock.now()):
+            return
+        try:
+            await self.pending_requests.send_request(ev.CopiesRequested)
+        except OutcomeUnknown as error:
+            raise NotDispatcher(str(error)) from None
 
     async def read_display_facts(
         self, records: Sequence[TaskRecord]
@@ -372,18 +391,31 @@ class AgentGateway:
     ) -> TaskRecord:
         """Return a task once `is_wanted` accepts it, or at the timeout."""
         name = await self._task_finder.find_name(ref)
-        return await self.waiters.wait_until(
+        record = await self.waiters.wait_until(
             name,
-            lambda: self.find_task(name),
+            lambda: self._task_finder.find_task(name),
             is_wanted,
             timeout_s,
             accepts_local_commit=True,
         )
+        await self._confirm_ends((record,))
+        return record
 
     async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""
         self._require_dispatcher()
-        return await self._store.read_task_page(query)
+        page = await self._store.read_task_page(query)
+        await self._confirm_ends(page.records)
+        return page
+
+    async def read_ended_members(
+        self, array: TaskId, first: int, last: int, limit: int
+    ) -> tuple[EndedMember, ...]:
+        """Return members of an array that have ended."""
+        members = await self._store.read_ended_members(array, first, last, limit)
+        if members:
+            await self._wait_for_copies()
+        return members
 
     async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal

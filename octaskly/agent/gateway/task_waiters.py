@@ -113,8 +113,8 @@ class TaskWaiters:
             read: Reads the task with its outputs from the store.
             is_wanted: Returns True if the task should be returned now.
             timeout_s: Longest wait.
-            accepts_local_commit: Return a state that is on this disk only, which a
-                failover may still revoke.
+            accepts_local_commit: Return a state that is on this disk only. A failover
+                may still revoke it, so the caller confirms an end.
         """
         wait = _TaskWait(accepts_local_commit)
         record: TaskRecord | None = None

@@ -64,6 +64,7 @@ from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import (
+    Copied,
     NotDispatching,
     NotReplicated,
     TaskIdsReserved,
@@ -296,6 +297,12 @@ class Dispatcher:
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
         return self._task_changes.on_reprioritize_requested(event, now)
+
+    def on_copies_requested(self, ticket: int, now: Moment) -> list[Effect]:
+        """Answer once all on this disk has the copies that a new task would have."""
+        answer = partial(_answer_copied, ticket)
+        wait = partial(self._replication.when_replicated, answer)
+        return self._journal.when_merged(wait, now)
 
     def on_tasks_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
         """Record delivered notifications, so that a later dispatcher skips them."""
@@ -543,6 +550,11 @@ class Dispatcher:
         """Decide the tasks that every worker has refused, and commit."""
         self._outcome_recorder.settle_refused(self._queue.all_excluding_tasks(), now)
         return self._commit_step(now)
+
+
+def _answer_copied(ticket: int, _: Moment, replicas: int) -> list[Effect]:
+    """Answer a client that was shown what is on this disk."""
+    return [Answer(ticket, Copied(replicas))]
 
 
 def _answer_accepted(

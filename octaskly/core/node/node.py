@@ -30,6 +30,7 @@ from octaskly.core.events import (
     AvailabilityRequested,
     CancelRequested,
     CatchUpRequested,
+    CopiesRequested,
     DialFailed,
     DiskChanged,
     Event,
@@ -187,6 +188,10 @@ class Node:
     def standbys(self) -> tuple[StandbyView, ...]:
         """The standbys of this dispatcher; empty on other nodes."""
         return self._replication.standby_views()
+
+    def has_copies_of_all(self, now: Moment) -> bool:
+        """Return True if `CopiesRequested` would be answered at once."""
+        return self._replication.has_copies_of_all(now)
 
     @property
     def is_merging(self) -> bool:
@@ -413,6 +418,7 @@ class Node:
             case (
                 PurgeRequested(ticket)
                 | CatchUpRequested(ticket)
+                | CopiesRequested(ticket)
                 | TaskIdsRequested(ticket)
                 | ExplainRequested(ticket)
                 | VisitorDemandRequested(ticket)
@@ -425,6 +431,8 @@ class Node:
                 self._not_found_rule.add_request(ticket, now)
                 self._election.heartbeats.hasten_heartbeat()
                 return self._answer_catch_up_requests(now)
+            case CopiesRequested(ticket):
+                return dispatcher.on_copies_requested(ticket, now)
             case TaskIdsRequested(ticket, suffixes):
                 return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
             case ExplainRequested(ticket):

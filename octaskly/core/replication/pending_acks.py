@@ -81,6 +81,14 @@ class PendingAcks:
         self._pending.append(_PendingAck(number, append_number, now.mono_s, callback))
         return self.release_acks(now)
 
+    def would_release(self, now: Moment) -> bool:
+        """Return True if `when_replicated` would call its callback at once."""
+        journal = self._journal
+        if self._pending or not journal.is_all_durable:
+            return False
+        has_copy = bool(self._acked_standbys(journal.last_append))
+        return has_copy or now.mono_s >= self._single_copy_at_s(now.mono_s)
+
     def release_acks(self, now: Moment) -> list[Effect]:
         """Release the answers that are sufficiently replicated, in order."""
         if not self._pending:
@@ -94,8 +102,8 @@ class PendingAcks:
             copies = is_here + len(
                 self._acked_standbys(first.append_number) | first.remaining_copies
             )
-            if copies == 1 and now.mono_s < self._single_copy_at_s(first):
-                at_s = self._single_copy_at_s(first)
+            if copies == 1 and now.mono_s < self._single_copy_at_s(first.since_s):
+                at_s = self._single_copy_at_s(first.since_s)
                 self._timers.set_earlier(Timer.REPLICATION, at_s)
                 break
             self._pending.popleft()
@@ -120,13 +128,11 @@ class PendingAcks:
         has_copy = (
             first.remaining_copies or first.commit_number <= self._journal.persisted
         )
-        return self._single_copy_at_s(first) if has_copy else NEVER
+        return self._single_copy_at_s(first.since_s) if has_copy else NEVER
 
-    def _single_copy_at_s(self, ack: _PendingAck) -> float:
+    def _single_copy_at_s(self, asked_s: float) -> float:
         """Return the time at which an answer may be sent with a single copy."""
         since_s = (
-            ack.since_s
-            if self.unreplicated_since_s is None
-            else self.unreplicated_since_s
+            asked_s if self.unreplicated_since_s is None else self.unreplicated_since_s
         )
-        return min(ack.since_s, since_s) + self._replication_wait_s
+        return min(asked_s, since_s) + self._replication_wait_s

@@ -203,6 +203,10 @@ class Replication:
         """Call `callback` once everything appended so far is replicated."""
         return self._pending_acks.when_replicated(callback, now)
 
+    def has_copies_of_all(self, now: Moment) -> bool:
+        """Return True if everything that is known here is replicated."""
+        return not self._journal.is_merging and self._pending_acks.would_release(now)
+
     def release_acks(self, now: Moment) -> list[Effect]:
         """Release the answers that are sufficiently replicated, in order."""
         return self._pending_acks.release_acks(now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, cast
@@ -15,14 +15,16 @@ from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.gateway.task_lookup import LocalFiles
 from octaskly.agent.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.events import CatchUpRequested, Event, SavedState
+from octaskly.core.events import CatchUpRequested, CopiesRequested, Event, SavedState
+from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, Epoch, Moment, StreamId, TaskId
 from octaskly.core.model.nodes import NO_LOAD
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
-from octaskly.core.replies import CatchUpStatus
+from octaskly.core.replies import CatchUpStatus, Copied
 from octaskly.errors import CatchingUp, NotAMember, TaskNotFound
-from octaskly.ports import KeptOutput, TaskParts
+from octaskly.ports import KeptOutput, TaskListPage, TaskParts, TaskQuery
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
@@ -57,6 +59,13 @@ class LateStore(Store):
         return found
 
 
+class AheadNode(Node):
+    """A node whose standby always lags behind."""
+
+    def has_copies_of_all(self, now: Moment) -> bool:
+        return False
+
+
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
     clock = SystemClock()
@@ -84,7 +93,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         ),
         signer=None,
         names={},
-        node=Node(settings("a"), SavedState()),
+        node=AheadNode(settings("a"), SavedState()),
         queue_limits=QueueLimits(9),
     )
     made.view.on_published(
@@ -135,3 +144,40 @@ async def test_no_outputs_are_forgotten_during_catch_up(gateway: AgentGateway) -
 
     with pytest.raises(CatchingUp):
         await gateway.find_forgotten(kept)
+
+
+async def test_an_end_is_shown_once_no_failover_can_take_it_back(
+    gateway: AgentGateway,
+) -> None:
+    """G4: a GET, a list and an array's results wait as an event does."""
+    asked: list[CopiesRequested] = []
+    all_asked = asyncio.Event()
+
+    def post(event: Event) -> None:
+        assert isinstance(event, CopiesRequested)
+        asked.append(event)
+        if len(asked) == len(reads):
+            all_asked.set()
+
+    gateway.pending_requests._post = post
+    store = cast("LateStore", gateway._store)
+    facts: list[Fact] = [kit.submitted(2), kit.assigned(2), kit.finished(2)]
+    entries = kit.entries(facts, stream=STREAM)
+    store.append_entries(1, entries, ((STREAM, EPOCH),))
+    await store.is_durable.wait()
+    store.reads = 1
+
+    reads: list[Coroutine[None, None, TaskRecord | TaskListPage]] = [
+        gateway.find_task(kit.task_id(2)),
+        gateway.wait_for_end(kit.task_id(2), 10),
+        gateway.list_tasks(TaskQuery()),
+    ]
+    waiting = [asyncio.ensure_future(read) for read in reads]
+    await all_asked.wait()
+    assert not any(read.done() for read in waiting)
+    for request in asked:
+        gateway.pending_requests.set_reply(request.ticket, Copied(2))
+
+    for answer in await asyncio.gather(*waiting):
+        shown = answer if isinstance(answer, TaskRecord) else answer.records[0]
+        assert shown.state is TaskState.COMPLETED

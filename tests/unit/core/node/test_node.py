@@ -30,6 +30,7 @@ from octaskly.core.events import (
     AttemptsEnded,
     AvailabilityRequested,
     CancelRequested,
+    CopiesRequested,
     DialFailed,
     Event,
     LiveLoaded,
@@ -116,6 +117,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replies import (
     AvailabilityChanged,
+    Copied,
     NotDispatching,
     TasksAccepted,
     Unplaceable,
@@ -410,6 +412,24 @@ def test_a_result_is_acknowledged_when_this_disk_and_a_standby_have_it(
     assert not of_kind(ResultsOk, result_effects)
     assert not of_kind(ResultsOk, shell.feed(first))
     assert of_kind(ResultsOk, shell.feed(second)) == [ResultsOk(((spec.id, attempt),))]
+
+
+def test_what_a_client_was_shown_is_at_a_standby_first() -> None:
+    """Otherwise it would be a state that a failover may take back."""
+    shell = followed()
+    (*_, copy) = of_kind(Replicate, shell.log)
+    assert isinstance(copy, Replicate)
+    shell.hear(ReplicateOk(EPOCH, copy.number))
+    effects = shell.feed(submitted(1))
+    (*_, copy) = of_kind(Replicate, effects)
+    assert isinstance(copy, Replicate)
+
+    assert not shell.node.has_copies_of_all(node_moment(shell.now_s))
+    assert of(Answer, effects + shell.feed(CopiesRequested(2))) == []
+    effects = shell.hear(ReplicateOk(EPOCH, copy.number))
+    assert of(Answer, effects)[1:] == [Answer(2, Copied(2))]
+    assert shell.node.has_copies_of_all(node_moment(shell.now_s))
+    assert of(Answer, shell.feed(CopiesRequested(3))) == [Answer(3, Copied(2))]
 
 
 def of_kind(kind: type, effects: list[Effect]) -> list[Message]:
