@@ -39,11 +39,12 @@ def reported_outcomes_stay(world: World) -> None:
     """G4: once the world is at rest, the dispatcher shows what was announced."""
     (dispatcher,) = world.dispatchers()
     for task in list(world.promises.outcomes):
-        if not world.storage.is_gone(task):
-            _check_task(world, world.machines[dispatcher], task)
+        _check_task(world, world.machines[dispatcher], task)
 
 
 def _check_task(world: World, machine: Machine, task: TaskId) -> None:
+    if world.storage.is_gone(task):
+        return  # A node that was away may bring it back, and it runs as a new one.
     record = machine.disk.shown(task)
     if record is None or record.progress is not None or not record.state.is_final:
         return  # The state of an array follows from its members.
