@@ -57,8 +57,8 @@ from octaskly.core.protocol.messages import (
 
 REPORT_WAIT_S: Final = 0.002
 """At most 4 % of a task of 50 ms. Workers prefetch tasks that are shorter."""
-REPORT_WAIT_SHARE: Final = 0.02  #: of a longer attempt, for which a report waits
-REPORT_WAIT_S_MAX: Final = 0.02
+REPORT_WAIT_SHARE: Final = 0.01  #: of a longer attempt, for which a report waits
+REPORT_WAIT_S_MAX: Final = 0.01
 REPORTS_MAX: Final = 64  #: that wait
 GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
 ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
