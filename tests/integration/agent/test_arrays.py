@@ -315,7 +315,7 @@ def test_cancelling_an_array_spares_running_members_unless_forced(agent: Agent) 
     until(lambda: agent.call("GET", path)[1]["status"] == "running", "it runs")
     why = agent.call("GET", f"{TASKS}/{array}.998/explain")[1]
     assert (why["id"], why["status"]) == (f"{array}.998", "queued")
-    assert "of 1000 members are" in why["summary"]
+    assert "of 1000 members" in why["summary"]  # One or more of them run.
     assert agent.call("DELETE", f"{TASKS}/{array}.999")[0] == 200
     stats = agent.call("GET", "/api/v1/stats")[1]["tasks"]
     assert sum(stats.values()) == sum(before.values()) + 1000

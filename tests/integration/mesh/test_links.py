@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -45,6 +46,28 @@ WAIT_S = WAIT_S_MAX
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
 
 
+def bound_to_one_port(hosts: Sequence[str]) -> list[socket.socket]:
+    """Return a socket at each address, all with the same free port."""
+    for _ in range(100):
+        port, sockets = 0, []
+        with ExitStack() as unused:
+            for host in hosts:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                listener = unused.enter_context(socket.socket(family))
+                try:
+                    listener.bind((host, port))
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+                    break  # Another program has this port at another address.
+                port = listener.getsockname()[1]
+                sockets.append(listener)
+            else:
+                unused.pop_all()
+                return sockets
+    raise AssertionError("no port is free at all addresses")
+
+
 @dataclass
 class Party:
     """One node's transport, and all its events."""
@@ -64,15 +87,8 @@ class Party:
 
     def __post_init__(self) -> None:
         self.id = self.trust.node_id
-        self.sockets = []
-        port = 0
-        for host in self.hosts:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listener = socket.socket(family)
-            listener.bind((host, port))
-            port = listener.getsockname()[1]
-            self.sockets.append(listener)
-        self.address = Address(self.hosts[0], port)
+        self.sockets = bound_to_one_port(self.hosts)
+        self.address = Address(self.hosts[0], self.sockets[0].getsockname()[1])
         self.transport = Transport(
             trust=self.trust,
             limits=self.limits,
