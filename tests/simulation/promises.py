@@ -31,6 +31,8 @@ class Told(NamedTuple):
     """The nodes that ran and had an end of the task then, with their lives."""
     unread_ends: frozenset[AttemptId]
     """Attempts whose ends were only in logs that had not arrived at the node yet."""
+    is_lost: bool
+    """The shown attempt counted as lost, and its worker was away when that was said."""
     ord: int  #: of the submission; a forgotten task may be submitted again
 
 
@@ -43,6 +45,8 @@ class Promises:
         #: tasks that were accepted, among them
         self.tasks: dict[TaskId, set[NodeId]] = {}
         self.outcomes: dict[TaskId, Told] = {}  #: announced last
+        self.losses_of_present: set[tuple[TaskId, AttemptId]] = set()
+        """Attempts taken for lost while their workers followed that dispatcher."""
         self._foreign: dict[Kept, float] = {}
         """Results of tasks that no disk with the result has known, and their times."""
 

@@ -6,13 +6,15 @@ those who wait, to webhooks and to event streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from octaskly.core.effects import AnnounceTaskStates, Effect
+from octaskly.core.effects import AnnounceTaskStates, Append, Effect
 from octaskly.core.events import Event
+from octaskly.core.log.facts import Decided, Finished, TaskCancelled, TaskFact
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import array_of
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, Epoch, TaskId
 from octaskly.core.model.tasks import Attempt, TaskState
 from tests.simulation.machine import Machine
 from tests.simulation.promises import Told
@@ -26,6 +28,8 @@ def watch_reports(world: World) -> None:
 
     def watch(machine: Machine, _event: Event, effects: list[Effect]) -> None:
         for effect in effects:
+            if isinstance(effect, Append):
+                _note_losses(world, machine, effect)
             if isinstance(effect, AnnounceTaskStates):
                 if len(dispatchers := world.dispatchers()) > 1:
                     world.network.note_apart(*dispatchers)  # Each has its own part.
@@ -40,6 +44,19 @@ def reported_outcomes_stay(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     for task in list(world.promises.outcomes):
         _check_task(world, world.machines[dispatcher], task)
+
+
+def _note_losses(world: World, machine: Machine, append: Append) -> None:
+    """Note attempts that a dispatcher takes for lost while their workers follow it."""
+    assert machine.node is not None
+    for entry in append.entries:
+        fact = entry.fact
+        if not isinstance(fact, Finished) or not _is_presumed(fact):
+            continue
+        worker = world.machines[fact.node]
+        is_back = worker.node is not None and worker.node.dispatcher == machine.id
+        if is_back and machine.disk.writers.get(entry.stream) == machine.node.epoch:
+            world.promises.losses_of_present.add((fact.task, fact.attempt))
 
 
 def _check_task(world: World, machine: Machine, task: TaskId) -> None:
@@ -70,17 +87,17 @@ def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
     if attempt is not None and record.state is not TaskState.CANCELLED:
         code = None if attempt.outcome is None else attempt.outcome.exit_code
         outcome = (record.state, attempt.id, code)
-    unread = _unread_ends(world, machine, record.id, outcome[1])
-    return Told(outcome, machine.id, holders, unread, ord_)
+    unread = _unread_ends(world, machine, record.id)
+    is_lost = any(
+        each.id == outcome[1] and _is_presumed(each)
+        for each in record.attempts
+        if (record.id, each.id) not in world.promises.losses_of_present
+    )
+    return Told(outcome, machine.id, holders, unread, is_lost, ord_)
 
 
-def _unread_ends(
-    world: World, machine: Machine, task: TaskId, shown: AttemptId | None
-) -> frozenset[AttemptId]:
-    """Return the attempts whose ends other nodes have, and their dispatcher lacks.
-
-    The end of the shown attempt does not count if its own worker is back with it.
-    """
+def _unread_ends(world: World, machine: Machine, task: TaskId) -> frozenset[AttemptId]:
+    """Return the attempts whose ends other nodes have, and their dispatcher lacks."""
     here = machine.disk.shown(task)
     known = _reported_ends(here.attempts if here else ())
     ends: set[AttemptId] = set()
@@ -88,9 +105,7 @@ def _unread_ends(
         record = other.disk.shown(task)
         found = [*(record.attempts if record else ())]
         is_back = other.node is not None and other.node.dispatcher == machine.id
-        if is_back:
-            found = [a for a in found if (a.id, a.node) != (shown, other.id)]
-        else:
+        if not is_back:
             ends.update(ended for spooled, ended in other.disk.spool if spooled == task)
         ends |= _reported_ends(found)
     return frozenset(ends - known)
@@ -98,23 +113,82 @@ def _unread_ends(
 
 def _reported_ends(attempts: Iterable[Attempt]) -> set[AttemptId]:
     """Return the attempts whose ends are not presumed by a dispatcher."""
-    ended = [(each.id, each.outcome) for each in attempts if each.outcome is not None]
-    return {name for name, end in ended if end.reason not in PRESUMED_REASONS}
+    ended = [each for each in attempts if each.outcome is not None]
+    return {each.id for each in ended if not _is_presumed(each)}
+
+
+def _is_presumed(end: Attempt | Finished) -> bool:
+    """Return True if a dispatcher presumed this end."""
+    return end.outcome is not None and end.outcome.reason in PRESUMED_REASONS
 
 
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
-    """Return True if a split, or the absence of all copies, may have changed it.
+    """Return True if G4 lets the outcome change: for want of a node or of its log.
 
-    Only nodes that announced the task or ran it count for a split. An end that was only
-    in a log which had not arrived yet replaces a failure or a loss.
+    Only nodes that announced the task or ran it count for a split.
     """
     machines = world.machines
     were_down = all(machines[node].life != life for node, life in before.holders)
     accepted_s = world.storage.accepted_s.get(record.id, 0.0)
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
     were_apart = any(world.was_apart(n, accepted_s - HEALED_S) for n in nodes)
+    return (
+        were_down
+        or were_apart
+        or bool(world.restored)
+        or _is_late_end(record, before, now)
+        or _had_one_term(world, record.id, before, now)
+    )
+
+
+def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
+    """Return True if the end of an attempt came late, and replaces what was told.
+
+    The end of the told attempt replaces its loss, unless its worker was back before it
+    was taken for lost. The end of another one was in a log that had not arrived: a
+    success replaces a failure, and any end the cancel of a member by its array.
+    """
+    told, told_attempt, _ = before.outcome
+    state, shown, _ = now.outcome
+    if shown == told_attempt:
+        return before.is_lost
     # A member that its array's cancel ended has no cancellation of its own.
     is_of_array = record.cancelled_by is None and array_of(record.id) is not None
-    may_be_replaced = before.outcome[0] is TaskState.FAILED or is_of_array
-    was_unread = may_be_replaced and now.outcome[1] in before.unread_ends
-    return were_down or were_apart or was_unread or bool(world.restored)
+    if told is TaskState.FAILED:
+        may_follow = state is TaskState.COMPLETED
+    else:
+        may_follow = told is TaskState.CANCELLED and is_of_array
+    return may_follow and shown in before.unread_ends
+
+
+def _had_one_term(world: World, task: TaskId, before: Told, now: Told) -> bool:
+    """Return True if two dispatchers decided on these outcomes in one term."""
+    firsts = set(_deciders(world, task, before.outcome[1]))
+    return any(
+        first.term == second.term and first.node != second.node
+        for second in set(_deciders(world, task, now.outcome[1]))
+        for first in firsts
+    )
+
+
+def _deciders(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:
+    """Yield the epochs that decided a task by an attempt; None: that cancelled it."""
+    for machine in world.machines.values():
+        for stream, log in machine.disk.streams.items():
+            epoch = machine.disk.writers[stream]
+            for _, fact in task_entries(log):
+                if fact.task == task and _verdict(fact) == (attempt, epoch.term):
+                    yield epoch
+
+
+def _verdict(fact: TaskFact) -> tuple[AttemptId | None, int] | None:
+    """Return the attempt that a verdict names, and its term; None: it is no verdict."""
+    match fact:
+        case TaskCancelled(term=term):
+            return None, term
+        case Decided(term=term, attempt=attempt):
+            return attempt, term
+        case Finished(attempt=attempt, decided_term=term):
+            return attempt, term
+        case _:
+            return None
