@@ -235,6 +235,11 @@ class PlanFloor(Struct, frozen=True):
     purge_hlc: int = 0
     """Forget tasks that ended earlier; carry only the waiting tasks that must stay."""
     wall_ms: int = 0  #: wall clock; records that expired earlier are not carried
+    is_log_complete: bool = True
+    """A task that is unknown here is unknown everywhere.
+
+    Otherwise results of unknown tasks are carried at any age.
+    """
 
 
 class Answer(Struct, frozen=True):

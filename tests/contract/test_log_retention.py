@@ -504,7 +504,7 @@ async def test_results_of_tasks_that_are_elsewhere_are_carried_in_steps(
 
 
 async def test_results_are_not_carried_for_ever(benches: list[Bench]) -> None:
-    """The disk with the task may have been lost for good."""
+    """The disk with the task may be lost for good, unless it is still awaited."""
     one, _ = benches
     ended_ms = HLC_EPOCH_MS + 1000
     await one.add(
@@ -512,6 +512,9 @@ async def test_results_are_not_carried_for_ever(benches: list[Bench]) -> None:
     )
 
     later = hlc_of(ended_ms + 1)
+    ask = PlanFloor(later, 0, is_log_complete=False)
+    carried = (await one.log.plan_compaction(ask)).carried
+    assert [record.id for record in carried] == [kit.task_id(2)]
     assert await one.carry_step(before_hlc=later, tasks_max=0) == 0
     await one.take(kit.entries([kit.submitted(2)], stream=kit.OTHER))
 

@@ -76,7 +76,12 @@ class FailoverModel(DispatcherModel):
         )
         self._sequence += SEQUENCE_STEP
         self.dispatch = Dispatcher(
-            known, self.journal, self.replication, self._sequence, self.timers
+            known,
+            self.journal,
+            self.replication,
+            self._sequence,
+            self.timers,
+            lambda _: True,
         )
         for node, linked in self.workers.items():
             linked.is_linked = False

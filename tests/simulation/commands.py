@@ -197,7 +197,7 @@ class Commands:
     ) -> None:
         """Report an end with usual times, together with those that follow soon."""
         duration_ms = int(sum(self.duration_s) / 2 * 1000)
-        ended_ms = int(self._world.time_s * 1000)
+        ended_ms = self._world.now(machine).wall_ms
         outcome = replace(
             outcome,
             started_ms=ended_ms - duration_ms,

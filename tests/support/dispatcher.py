@@ -96,8 +96,14 @@ class DispatcherWithJournal:
             TimerHeap(),
         )
         self.timers = TimerHeap()  #: effects of the dispatcher
+        self.is_log_complete = True
         self.dispatch = Dispatcher(
-            known, self.journal, self.replication, 7, self.timers
+            known,
+            self.journal,
+            self.replication,
+            7,
+            self.timers,
+            lambda _: self.is_log_complete,
         )
 
     def commit(self, at: float = 0.0) -> list[Effect]:

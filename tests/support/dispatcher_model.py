@@ -149,7 +149,12 @@ class DispatcherModel:
             self.timers,
         )
         self.dispatch = Dispatcher(
-            known, self.journal, self.replication, 0, self.timers
+            known,
+            self.journal,
+            self.replication,
+            0,
+            self.timers,
+            lambda _: True,
         )
         self.workers = {
             NodeId(name): LinkedWorker(

@@ -45,6 +45,7 @@ class Compaction:
         step: DispatchStep,
         journal: Journal,
         earliest_wall_ms: Callable[[Moment], int],
+        is_log_complete: Callable[[float], bool],
         timers: TimerHeap,
     ) -> None:
         self._timers = timers
@@ -54,6 +55,7 @@ class Compaction:
         self._step = step
         self._journal = journal
         self._earliest_wall_ms = earliest_wall_ms
+        self._is_log_complete = is_log_complete
         self._started_at = Moment(0.0, 0)
         self._written_floor: Floor = NO_FLOOR  #: what the own stream says
         self._due_s = 0.0
@@ -127,6 +129,7 @@ class Compaction:
             self._step.stream,
             self._purge_hlc,
             self._reference_wall_ms(now),
+            self._is_log_complete(now.mono_s),
         )
         return [*effects, ask]
 

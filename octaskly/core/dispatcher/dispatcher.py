@@ -6,7 +6,7 @@ It decides which answers are sent, and which facts must be durable before them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -92,6 +92,7 @@ class Dispatcher:
         replication: Replication,
         sequence: int,
         timers: TimerHeap,
+        is_log_complete: Callable[[float], bool],
     ) -> None:
         self._journal = journal
         self._replication = replication
@@ -103,6 +104,7 @@ class Dispatcher:
             self._step,
             journal,
             replication.peer_table.earliest_wall_ms,
+            is_log_complete,
             timers,
         )
         self._queue, self._pool = self._step.queue, self._step.pool

@@ -92,6 +92,8 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
     rotation = KeyRotation(settings, peers, roster, records, keys, timers)
     is_revoked = rotation.is_revoked
     reports, hold = saved.reports, saved.hold
+    not_found = NotFoundRule(journal, peers, anti_entropy, timing.suspicion_timeout_s)
+    is_complete = not_found.is_complete
     return Components(
         timers=timers,
         outbox=outbox,
@@ -112,10 +114,10 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
         ),
         replication=replication,
         standby=Standby(journal, anti_entropy),
-        not_found_rule=NotFoundRule(
-            journal, peers, anti_entropy, timing.suspicion_timeout_s
+        not_found_rule=not_found,
+        dispatcher=Dispatcher(
+            settings, journal, replication, saved.sequence, timers, is_complete
         ),
-        dispatcher=Dispatcher(settings, journal, replication, saved.sequence, timers),
         worker=Worker(settings, reports, timers, outbox, hold, is_revoked=is_revoked),
         rotation=rotation,
         message_validator=MessageValidator(settings.node.id, journal, peers),

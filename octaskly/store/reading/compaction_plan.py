@@ -311,10 +311,11 @@ def _read_foreign_results(
     The entry that assigned the attempt is not here yet. If the task was forgotten
     instead, that entry is known. The second item is False if there are more results
     than one step may carry. Results that are above the marks as well are left out,
-    because an earlier step wrote them again.
+    because an earlier step wrote them again. Old ones are left out once no other node
+    may know the task: a node that does would show an end which is in no log.
     """
     void = {mark.stream: mark.seq for mark in marks}
-    before_ms = wall_ms_of(ask.before_hlc)
+    before_ms = wall_ms_of(ask.before_hlc) if ask.is_log_complete else 0
     above: set[Finished] = set()
     below: dict[Finished, int | None] = {}
     for stream, seq, hlc, body, output in db.execute(

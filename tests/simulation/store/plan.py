@@ -129,6 +129,7 @@ def _results_from_elsewhere(
     disk: Disk, seqs: Vector, ask: PlanFloor
 ) -> tuple[TaskRecord, ...]:
     """Return results up to there, except those that are beyond it as well."""
+    before_ms = wall_ms_of(ask.before_hlc) if ask.is_log_complete else 0
     above, below = set[Finished](), list[Finished]()
     for entry in (entry for some in disk.early.values() for entry in some):
         fact = entry.fact
@@ -138,7 +139,7 @@ def _results_from_elsewhere(
             above.add(fact)
         elif disk.have(fact.attempt.stream) < fact.attempt.seq:
             ended_ms = fact.outcome.ended_ms
-            if ended_ms is None or ended_ms >= wall_ms_of(ask.before_hlc):
+            if ended_ms is None or ended_ms >= before_ms:
                 below.append(fact)
     return tuple(record_of(fact) for fact in below if fact not in above)
 

@@ -199,6 +199,20 @@ def test_age_is_judged_by_the_slowest_clock() -> None:
     assert asked.before_hlc == hlc_of(moment(61).wall_ms - 7 * DAY_MS - behind_ms)
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_the_store_learns_whether_other_nodes_may_know_tasks(
+    *, is_complete: bool
+) -> None:
+    """Old results of tasks that one of them knows must not be dropped."""
+    world = dispatcher_with()
+    world.is_log_complete = is_complete
+
+    (asked,) = world.dispatch.on_time(moment(61))
+
+    assert isinstance(asked, PlanFloor)
+    assert asked.is_log_complete is is_complete
+
+
 def test_an_unset_clock_is_ignored() -> None:
     """A board without a battery starts in 1970; nothing would ever be forgotten."""
     world = dispatcher_with()
