@@ -53,8 +53,10 @@ class TaskWaiters:
         self.recent.appended(entries)
         self._appended_number = number
         waits = self._waits
+        if not waits:
+            return
         awaited = [entry for entry in entries if self._may_be_awaited(entry)]
-        for _, fact in task_entries(awaited) if waits else ():
+        for _, fact in task_entries(awaited):
             task = fact.task
             for wait in waits.get(task_name(task) if "~" in task else task, ()):
                 if wait.accepts_local_commit:
