@@ -24,7 +24,7 @@ MESSAGES_PER_TURN: Final = 64  #: takes some milliseconds
 TURN_S: Final = 0.01  #: decoding time per turn of the event loop
 DECODE_S_MAX: Final = 0.03  #: CPU time for decoding that causes no pause
 PAUSE_FACTOR: Final = 2  #: seconds of pause per second of decoding above the maximum
-UNMEASURED_BYTES: Final = 2048  #: most frames are smaller
+UNMEASURED_BYTES: Final = 2048  #: of messages whose decoding is not measured
 UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: bytes received that may not be on disk yet
 #: Entries received that may not be on disk yet, at 2 kB each. One answer has fewer.
 UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
@@ -58,6 +58,7 @@ class Receiver:
         self._progress = progress
         self._transport: asyncio.Transport | None = None
         self._decoding: Iterator[Message] | None = None  #: None: nothing left to decode
+        self._is_measured = False  #: more than `UNMEASURED_BYTES` are being decoded
         self._scheduled: asyncio.Handle | None = None  #: set while reading is paused
         self._on_drained: Callable[[], None] | None = None
         self._decode_s = 0.0  #: CPU time for decoding since the last pause
@@ -97,6 +98,9 @@ class Receiver:
         self._decoder.add_data(data)
         if self._decoding is None:
             self._decoding = self._decoder.decode_messages()
+            self._is_measured = False
+        if self._decoder.buffered_bytes > UNMEASURED_BYTES:
+            self._is_measured = True  # Until the last message, also of frames it took.
         if self._scheduled is None:
             self._process()
 
@@ -160,7 +164,7 @@ class Receiver:
         some: list[Message] = []
         if self._decoding is None or self._is_disk_behind:
             return some
-        if self._decoder.buffered_bytes <= UNMEASURED_BYTES:
+        if not self._is_measured:
             return self._decode_few()
         clock = asyncio.get_running_loop().time
         begin_s, begin_cpu_s = clock(), time.thread_time()

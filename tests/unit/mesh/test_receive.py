@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from octaskly.mesh import wire
 from octaskly.mesh.links.receive import (
     DECODE_S_MAX,
     MESSAGES_PER_TURN,
+    TURN_S,
     UNMEASURED_BYTES,
     UNPERSISTED_ENTRIES_MAX,
     Receiver,
@@ -112,8 +114,8 @@ class Slow(wire.Decoder):
             yield message
 
 
-def _compute() -> None:
-    end_s = time.thread_time() + 1.5 * DECODE_S_MAX
+def _compute(cpu_s: float = 1.5 * DECODE_S_MAX) -> None:
+    end_s = time.thread_time() + cpu_s
     while time.thread_time() < end_s:
         pass
 
@@ -196,6 +198,33 @@ async def test_a_frame_with_many_messages_takes_many_turns() -> None:
     assert max(map(len, peer.takes)) <= MESSAGES_PER_TURN
 
 
+async def test_a_turn_ends_with_its_time_also_late_in_a_frame() -> None:
+    """The decoder has taken all bytes of a frame when its first message comes."""
+    peer = Peer(Slow(partial(_compute, 1.1 * TURN_S)))
+    large = Pull(tuple((StreamId(n), n) for n in range(1, UNMEASURED_BYTES)))
+    messages: list[Message] = [large, *[Pull(())] * 5]
+
+    peer.intake.receive_data(wire.encode(messages))
+    await peer.turns()
+
+    assert peer.takes == [[message] for message in messages]
+
+
+async def test_small_frames_before_a_large_one_bound_its_turns_too() -> None:
+    """The rest of a frame may arrive while the one before is handled."""
+    small, last = [Pull(())] * (MESSAGES_PER_TURN + 1), [Pull(())] * 3
+    costs_s = iter([0.0] * len(small) + [1.1 * TURN_S] * 4)
+    peer = Peer(Slow(lambda: _compute(next(costs_s))))
+    large = Pull(tuple((StreamId(n), n) for n in range(1, UNMEASURED_BYTES)))
+
+    peer.intake.receive_data(wire.encode(small))
+    peer.intake.receive_data(wire.encode([large, *last]))
+    await peer.turns()
+
+    assert peer.taken == [*small, large, *last]
+    assert [len(take) for take in peer.takes[1:]] == [2, 1, 1, 1]
+
+
 async def test_messages_before_a_lost_connection_are_handled() -> None:
     """Its end is reported after them, however many turns they take."""
     peer = Peer()
@@ -248,11 +277,16 @@ async def test_long_parts_of_a_log_wait_until_the_previous_one_is_on_disk() -> N
     part = Entries(entries, (), False, ())
     peer.progress = (1, 0)
 
-    peer.intake.receive_data(wire.encode([part, part]))
+    peer.intake.receive_data(wire.encode([part] * 3))
+    taken = []
+    for number in (1, 2):
+        await peer.looked()
+        taken.append(len(peer.taken))
+        peer.progress = (number + 1, number)
     await peer.looked()
-    taken = len(peer.taken)
-    peer.progress = (1, 1)
+    taken.append(len(peer.taken))
+    peer.progress = (3, 3)
     await peer.turns()
 
-    assert taken == 1
-    assert peer.taken == [part, part]
+    assert taken == [1, 2, 3]
+    assert peer.taken == [part] * 3
