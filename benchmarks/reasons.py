@@ -17,8 +17,7 @@ REASONS: Final = {
     " two cores; the kernel's part alone is 0.48",
     "ends, 100 nodes of 16 slots, 1 s: CPU": "each end still comes in a frame of its"
     " own, and its order leaves in one: 200 us in the event loop, 110 in the writer;"
-    " reports that waited for 20 ms instead of 10 gained 5 % and cost 1 % of the"
-    " tasks",
+    " tried: reports that wait for 20 ms, which cost 2 % of the tasks a second",
     "plain external command": "the same 0.3 ms beside the child, of which a direct"
     " start saves one exec only",
     "no-op tasks": "four facts and a row are written for each task by Python under"

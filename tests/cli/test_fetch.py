@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -58,6 +59,17 @@ def texts_in(folder: Path) -> dict[str, str]:
         for place in sorted(folder.rglob("*"))
         if place.is_file()
     }
+
+
+def begun(agent: DemoAgent, home: Path, words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command in a folder, and do not wait for its end."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_run_fetches_outputs_into_the_current_folder(
@@ -194,13 +206,7 @@ def test_a_file_that_was_edited_in_the_meantime_is_kept(
     files = ("--in", "edited", "--in", "./same", "--out", "edited", "--out", "same")
     words = [command, *files]
     words += ["--", make] if command == "run" else [f"{make} # {{}}", ":::", "item"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begun(agent, home, words)
     until(lambda: (tmp_path / "on").exists() or None, "the task runs")
     (home / "edited").write_text("mine\n")
     (tmp_path / "go").touch()
@@ -283,13 +289,7 @@ def test_an_interrupted_map_says_how_to_fetch_what_was_not_fetched(
     """With --keep-order, ended items wait for the first; a retry leaves them out."""
     make = "echo {} >{}; test {} != a || sleep 1000"
     words = ["map", "-k", "--out", "{}", "--cpus", "1", make, ":::", "a", "b", "c"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begun(agent, home, words)
     with agent.client() as client:
         array = until(
             lambda: next(

@@ -99,7 +99,7 @@ WRITTEN_MEANWHILE = ["begin_read", ASSIGNED, "end_read", "forget", FINISHED]
 def test_rows_are_written_as_if_each_had_been_read_again(
     steps: list[str | tuple[Fact, bool]],
 ) -> None:
-    """Reads begin and end between commits, some of which fail at first."""
+    """Commits may fail at first, and reads begin and end between them."""
     tables, plain = Tables(), Tables()
     for each in (tables, plain):
         each.write(*(kit.submitted(number) for number in range(1, TASKS + 1)))

@@ -125,7 +125,7 @@ class GentleScope(Scope):
 
     def __init__(self, workers: str, budget: Budget) -> None:
         self.may_cancel: bool | None = None
-        """Whether the cancel that was asked for may be done."""
+        """The requested cancel is allowed; None: none was requested."""
         super().__init__(workers, budget)
 
     def _cancel(self, task: TaskId) -> None:

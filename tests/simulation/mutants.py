@@ -359,7 +359,7 @@ def unread_attempts_are_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def logs_of_returning_workers_are_not_awaited(patch: pytest.MonkeyPatch) -> None:
-    """What a worker does not list is lost, though its log with the end is arriving."""
+    """An unlisted attempt is lost at once, before its worker's log has arrived."""
     patch.setattr(NotFoundRule, "has_read_log_of", lambda *_: True)
 
 

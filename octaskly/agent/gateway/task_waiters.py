@@ -65,7 +65,7 @@ class TaskWaiters:
                     wait.facts.append(fact)
 
     def _may_be_awaited(self, entry: Entry) -> bool:
-        """Return True unless it is about members of which nobody waits for one."""
+        """Return False for facts about members if nobody waits for a member."""
         fact = entry.fact
         if not isinstance(fact, RANGE_FACTS):
             return True

@@ -345,7 +345,7 @@ class Reconciler:
     def _adopt_unread(
         self, task: QueuedTask | None, node: NodeId, attempt: AttemptId, spec: TaskSpec
     ) -> QueuedTask:
-        """Take a task into hand of which at most some ends are known."""
+        """Take a task into hand; at most some of its ends are known here."""
         record = TaskRecord(spec.id, spec)
         if task is not None:
             record = join_records(record, task.record)

@@ -278,7 +278,7 @@ def cancel_member(
 
 
 def cut_off(array: TaskId, term: int) -> TaskCancelled:
-    """Return the cancel of an array of which too many members have failed."""
+    """Return the cancel of an array with too many failed members."""
     return TaskCancelled(array, MAX_FAILS_CANCELLER, term)
 
 

@@ -35,7 +35,7 @@ class QueueRows:
         self._lock = threading.Lock()
         self._found: dict[TaskId, StoredTask] = {}
         self._reads: list[set[TaskId]] = []
-        """What was written since each pending read began."""
+        """For each pending read, the tasks written since it began."""
         self._in_commit: set[TaskId] = set()
 
     # --- Called by threads that read.

@@ -48,7 +48,7 @@ class Links:
             there.send(b".")
 
     def remove(self, link: int) -> bool:
-        """Read no more from a link."""
+        """Stop reading from a link."""
         return self.reads.remove_reader(self._ends[link][0].fileno())
 
     async def until_read(self, count: int) -> None:

@@ -643,14 +643,19 @@ def test_a_late_member_of_a_cancelled_array_ends_too() -> None:
     assert Send(B, (ordered,)) in effects
 
 
-def test_a_member_that_had_completed_is_not_cancelled_with_its_array() -> None:
-    """A worker may list an attempt that has ended, with too many reports to send."""
+def with_cancelled_array() -> tuple[DispatcherWithJournal, TaskRecord]:
+    """Return a dispatcher with a worker, and an array cancelled in another epoch."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     asked = by_force(TaskId("task-007-abcdef12")).array_record
     assert asked is not None
-    array = replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
+    return world, replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
+
+
+def test_a_member_that_had_completed_is_not_cancelled_with_its_array() -> None:
+    """A worker may list an attempt that has ended, with too many reports to send."""
+    world, array = with_cancelled_array()
     ended = Attempt(attempt(), B, AttemptState.OK, outcome(), decided_term=1)
     member = task_record(f"{array.id}.1", ended)
     assert member.spec is not None
@@ -667,12 +672,7 @@ def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
     back_s: float,
 ) -> None:
     """That dispatcher died before the worker came back: with the log, or before it."""
-    world = DispatcherWithJournal()
-    world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_worker_up(node_info(B, 1), moment())
-    asked = by_force(TaskId("task-007-abcdef12")).array_record
-    assert asked is not None
-    array = replace(asked, cancelled_by=f"{FORCED_PREFIX}ann")
+    world, array = with_cancelled_array()
     member = task_record(f"{array.id}.1", live_attempt(B))
     assert member.spec is not None
     back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
