@@ -260,7 +260,7 @@ class MeshTls:
             ends_ms=int(ends.timestamp() * 1000),
         )
 
-    def is_generation_accepted(self, peer: ssl.SSLObject | ssl.SSLSocket) -> bool:
+    def is_generation_accepted(self, peer: ssl.SSLSocket) -> bool:
         """Return True if the generation that signed the peer's certificate is accepted.
 
         It may have been retired since the TLS handshake.
@@ -387,7 +387,7 @@ class VisitorTls:
         """
         return PeerIdentity(member_node_id(peer))
 
-    def is_generation_accepted(self, peer: ssl.SSLObject | ssl.SSLSocket) -> bool:  # noqa: ARG002
+    def is_generation_accepted(self, peer: ssl.SSLSocket) -> bool:  # noqa: ARG002
         """Return True: a visitor knows only the roots that it was given."""
         return True
 
