@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,12 @@ class Agent:
         """Return a connection to its local socket."""
         return UnixConnection(self.ready()["socket"])
 
-    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    def call(
+        self, method: str, path: str, body: object = None, *, key: str | None = None
+    ) -> tuple[int, Any]:
         """Send one request over the local socket; return status and decoded body."""
         with contextlib.closing(self.connection()) as connection:
-            return request(connection, method, path, body)
+            return request(connection, method, path, body, key=key)
 
     def stop(self) -> None:
         """Stop it, by SIGTERM first."""
@@ -133,9 +136,13 @@ def request(
     path: str,
     body: object = None,
     token: str | None = None,
+    *,
+    key: str | None = None,
 ) -> tuple[int, Any]:
-    """Send one request; return status and decoded body."""
+    """Send one request, with an idempotency key if given; return status and body."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
+    if key:
+        headers["Idempotency-Key"] = key
     if token:
         headers["Authorization"] = f"Bearer {token}"
     data = json.dumps(body).encode() if body is not None else None
@@ -267,11 +274,15 @@ def ending(*agents: Agent) -> Iterator[None]:
 
 
 def submit(agent: Agent, command: str, **more: object) -> str:
-    """Submit one task and return its id; retry while there is no dispatcher."""
-    body = {"command": command, **more}
+    """Submit one task and return its id; retry while there is no dispatcher.
+
+    As the clients do, it sends a key: without one, no node may repeat a request that a
+    dispatcher may have received before it died.
+    """
+    body, key = {"command": command, **more}, uuid.uuid4().hex
 
     def answer() -> tuple[int, Any] | None:
-        status, task = agent.call("POST", TASKS, body)
+        status, task = agent.call("POST", TASKS, body, key=key)
         is_early = status == 503 and task["error"] == NO_DISPATCHER
         return None if is_early else (status, task)
 
