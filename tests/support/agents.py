@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,13 +272,15 @@ def ending(*agents: Agent) -> Iterator[None]:
         stop_all(agents, DRAIN_S)
 
 
-def submit(agent: Agent, command: str, **more: object) -> str:
+def submit(
+    agent: Agent, command: str, *, key: str | None = None, **more: object
+) -> str:
     """Submit one task and return its id; retry while there is no dispatcher.
 
-    As the clients do, it sends a key: without one, no node may repeat a request that a
-    dispatcher may have received before it died.
+    Without an idempotency key, no node may repeat a request that a dispatcher may have
+    received before it was killed.
     """
-    body, key = {"command": command, **more}, uuid.uuid4().hex
+    body = {"command": command, **more}
 
     def answer() -> tuple[int, Any] | None:
         status, task = agent.call("POST", TASKS, body, key=key)

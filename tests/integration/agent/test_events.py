@@ -101,7 +101,7 @@ def test_a_stream_resumes_at_the_next_dispatcher(tmp_path: Path) -> None:
                 found = stream.until(first, "completed")
                 ana.process.kill()
                 after = list(stream)
-            second = submit(bo, "true")
+            second = submit(bo, "true", key="second")
             finished(bo, second)
             with events(bo, last_id=(after or found)[-1].id) as stream:
                 third = submit(bo, "true")
