@@ -272,18 +272,12 @@ def ending(*agents: Agent) -> Iterator[None]:
         stop_all(agents, DRAIN_S)
 
 
-def submit(
-    agent: Agent, command: str, *, key: str | None = None, **more: object
-) -> str:
-    """Submit one task and return its id; retry while there is no dispatcher.
-
-    Without an idempotency key, no node may repeat a request that a dispatcher may have
-    received before it was killed.
-    """
+def submit(agent: Agent, command: str, **more: object) -> str:
+    """Submit one task and return its id; retry while there is no dispatcher."""
     body = {"command": command, **more}
 
     def answer() -> tuple[int, Any] | None:
-        status, task = agent.call("POST", TASKS, body, key=key)
+        status, task = agent.call("POST", TASKS, body)
         is_early = status == 503 and task["error"] == NO_DISPATCHER
         return None if is_early else (status, task)
 
