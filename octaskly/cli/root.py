@@ -282,12 +282,10 @@ def _advice(error: click.ClickException, arguments: Sequence[str]) -> _Advice:
                 [f"octaskly {owner} {option} ..."],
             )
     elif _takes_command(error.ctx.command):
+        usage = " ".join((error.ctx.command_path, *_words_before_command(error.ctx)))
         return _Advice(
             "options before the first word of the command are Octaskly's",
-            [
-                f"{error.ctx.command_path} -- CMD {option} ...    for the command",
-                usual,
-            ],
+            [f"{usage} -- CMD {option} ...    for the command", usual],
         )
     return _Advice(None, [usual])
 
@@ -306,3 +304,9 @@ def _has_option(name: str, option: str) -> bool:
 
 def _takes_command(command: click.Command) -> bool:
     return command.params[-1].name == "words"
+
+
+def _words_before_command(ctx: click.Context) -> list[str]:
+    """Return the arguments that precede the words of a command, as in its usage."""
+    arguments = [p for p in ctx.command.params if isinstance(p, click.Argument)]
+    return [each.make_metavar(ctx) for each in arguments if each.name != "words"]

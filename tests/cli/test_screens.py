@@ -90,6 +90,7 @@ MISTAKES = (
     ["run", "--node", "here", "true"],
     ["run", "--colour", "ls"],
     ["run", "-la"],
+    ["array", "--count", "9", "date"],
     ["run"],
     ["run", "--", "--in", ".", "make", "-j4"],
     ["array", "1-3", "--", "--timeout", "5", "./sim"],
