@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Final
 
 from octaskly.core.model.ids import Moment
+
+loop_time: Final = time.monotonic
+"""The clock of the event loop, in seconds; `loop.time()` is a slower way to read it."""
 
 
 class SystemClock:

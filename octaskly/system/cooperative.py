@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
+from octaskly.system.clock import loop_time
+
 ITEMS = 500  #: per batch, which takes a few milliseconds with items of usual size
 TURN_S = 0.01  #: after so long, a batch of larger items ends early
 JOIN_S = 0.001  #: of joining pieces, until others have their turn
@@ -18,13 +20,12 @@ async def map_in_batches(
     items: Sequence[_From], convert: Callable[[_From], _To], batch: int = ITEMS
 ) -> list[_To]:
     """Convert each item; yield to the event loop after every batch."""
-    clock = asyncio.get_running_loop().time
     made: list[_To] = []
-    begin, begin_s = 0, clock()
+    begin, begin_s = 0, loop_time()
     for at, item in enumerate(items):
-        if at - begin == batch or clock() - begin_s > TURN_S:
+        if at - begin == batch or loop_time() - begin_s > TURN_S:
             await asyncio.sleep(0)
-            begin, begin_s = at, clock()
+            begin, begin_s = at, loop_time()
         made.append(convert(item))
     return made
 
@@ -33,12 +34,11 @@ async def join_in_turns(
     pieces: Iterable[bytes], wait_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
     """Return all pieces as one; call `wait_turn` whenever a millisecond has passed."""
-    clock = asyncio.get_running_loop().time
     joined = bytearray()
-    began_s = clock()
+    began_s = loop_time()
     for piece in pieces:
         joined += piece
-        if clock() - began_s > JOIN_S:
+        if loop_time() - began_s > JOIN_S:
             await wait_turn()
-            began_s = clock()
+            began_s = loop_time()
     return bytes(joined)

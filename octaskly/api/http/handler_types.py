@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
+from octaskly.system.clock import loop_time
 from octaskly.trust.certificates import PeerIdentity
 
 BODY_BYTES_MAX = 1 << 20
@@ -269,7 +269,7 @@ class RequestInfo:
     """Data about a request, collected while it is processed."""
 
     id: str
-    started_s: float  #: on the event loop's clock
+    started_s: float  #: by `loop_time`
     origin: str | None = None  #: an allowed Origin, to be reflected
     subject: str | None = None
     body_bytes: int = 0  #: counted bytes of its body
@@ -297,13 +297,19 @@ class Connection(Protocol):
     """The connection of a request."""
 
     request_info: RequestInfo | None  #: the current request
-    peer: NodeId | None  #: the member at the other end; None for other clients
-    visitor: PeerIdentity | None  #: the visitor at the other end
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
     owner: str  #: the node, local user or address that its limits count it for
     refusal: Problem | None  #: the error response of a connection above a limit
     is_socket: bool  #: the other end is a local process with known credentials
     is_lan: bool  #: from the LAN, over TLS
+
+    @property
+    def peer(self) -> NodeId | None:
+        """The member at the other end; None for other clients."""
+
+    @property
+    def visitor(self) -> PeerIdentity | None:
+        """The visitor at the other end, if it is one."""
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""
@@ -371,7 +377,7 @@ class Request:
 
     def elapsed_s(self) -> float:
         """Return the seconds since the request arrived."""
-        return asyncio.get_running_loop().time() - self.info.started_s
+        return loop_time() - self.info.started_s
 
 
 def join_commands(commands: Iterable[str]) -> str:

@@ -46,6 +46,7 @@ from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
+from octaskly.system.clock import loop_time
 from octaskly.system.long_bodies import LONG_READ_BYTES
 from octaskly.system.tls_transport import TlsTransport
 
@@ -468,20 +469,19 @@ class _RetryBudget:
         #: An attempt that lasted longer than the budget renews it.
         self._restarts_after_long_attempt = restarts_after_long_attempt
         self._delay_s = _PAUSE_S
-        self._clock = asyncio.get_running_loop().time
-        self._attempt_started_s = self._clock()
+        self._attempt_started_s = loop_time()
         self._deadline_s = self._attempt_started_s + budget_s
 
     def remaining_s(self) -> float:
-        return max(0.0, self._deadline_s - self._clock())
+        return max(0.0, self._deadline_s - loop_time())
 
     def start_attempt(self) -> None:
         """Record the start of an attempt."""
-        self._attempt_started_s = self._clock()
+        self._attempt_started_s = loop_time()
 
     async def wait_before_retry(self) -> None:
         """Wait before the next attempt; raise `Problem` after the deadline."""
-        now_s = self._clock()
+        now_s = loop_time()
         if (
             self._restarts_after_long_attempt
             and now_s - self._attempt_started_s > self._budget_s

@@ -55,7 +55,10 @@ class Cost:
 
         An invalid number counts as the default: the request will be refused.
         """
-        text = query.get(self.rows_parameter, "") if self.rows_parameter else ""
+        name = self.rows_parameter
+        if not name or name not in query:
+            return self.rows_default
+        text = query[name]
         asked = int(text) if _DIGITS.fullmatch(text) else self.rows_default
         return asked if asked <= self.rows_max else self.rows_default
 

@@ -176,12 +176,13 @@ class ConnectionPool:
 
     def set_serving(self, connection: PooledConnection, *, is_serving: bool) -> None:
         """Record that a request is complete, or that its response is."""
-        owner = self._owners.get(connection)
-        if owner is None:
+        if connection not in self._owners:
             return
-        own = self._by_owner[owner]
-        own.receiving.pop(connection, None)
-        own.serving.pop(connection, None)
+        own = self._by_owner[self._owners[connection]]
+        if connection in own.serving:
+            del own.serving[connection]
+        else:
+            del own.receiving[connection]
         if is_serving:
             own.serving[connection] = None
         else:
@@ -262,9 +263,9 @@ class ConnectionLimits:
 
     def set_serving(self, connection: PooledConnection, *, is_serving: bool) -> None:
         """Record that a request is complete, or that its response is."""
-        kind = self._kinds.get(connection)
-        if kind is not None:
-            self._pools[kind].set_serving(connection, is_serving=is_serving)
+        if connection in self._kinds:
+            pool = self._pools[self._kinds[connection]]
+            pool.set_serving(connection, is_serving=is_serving)
 
     def authenticate(self, connection: PooledConnection, subject: str) -> None:
         """Move a connection to the clients, because it showed a valid token.

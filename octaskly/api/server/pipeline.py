@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
+from typing import Final
 
 from aiohttp import web
 
@@ -52,6 +54,8 @@ JOIN_HINT = (
 )
 READING = ("GET", "HEAD")  #: requests that may take long and change nothing
 
+_NOTHING: Final = contextlib.nullcontext()
+
 AiohttpHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -88,7 +92,8 @@ class RequestPipeline:
         self._lifecycle = lifecycle
         self._body_reader = body_reader
         self._quotas = quotas
-        self._turns = RequestTurns()
+        self.turns = RequestTurns()
+        """Lets requests start; connections tell it of them."""
         self._token_monitor = TokenMonitor(services.gateway.tokens.is_valid)
         self._routes: dict[object, Route] = {}
 
@@ -108,7 +113,8 @@ class RequestPipeline:
         connection = connection_of(request)
         seen = self._lifecycle.start_request(request, connection)
         try:
-            await self._turns.wait(connection.owner)
+            if not self.turns.is_only_request(connection.owner):
+                await self.turns.wait(connection.owner)
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
         except Exception as error:  # `problem_of` maps it to a status; default 500.
@@ -186,10 +192,10 @@ class RequestPipeline:
         is_metered = route.access not in (Access.PUBLIC, Access.NODE)
         cost = route.cost if is_metered else route_cost.CHEAP
         async with self._quotas.admit(cost, principal, query) as quota:
-            async with self._turns.work(routed.connection.owner) as work:
+            async with self.turns.work(routed.connection.owner) as work:
                 call = await self._read(routed, route, principal, quota, work)
                 is_heavy = is_metered and cost.is_heavy(query, routed.info.rate_units)
-                async with work.heavy() if is_heavy else contextlib.nullcontext():
+                async with work.heavy() if is_heavy else _NOTHING:
                     response = await self._run_handler(call, route)
             if is_metered and type(response) is web.Response:
                 return await large_responses.send(call, response, quota)
@@ -232,6 +238,8 @@ class RequestPipeline:
             return
         body = response.body if isinstance(response, web.Response) else None
         size_bytes = len(body) if isinstance(body, bytes) else 0
+        if info.row_count is None and size_bytes < route_cost.BYTES_PER_UNIT:
+            return  # It was charged for as much.
         used = route.cost.rate_units(http_request.query, info.row_count, size_bytes)
         if used != info.rate_units:
             info.rate_limit_headers = self._services.rate_limiter.correct_charge(
@@ -316,7 +324,7 @@ class RequestPipeline:
         return Request(
             http_request=request,
             info=seen,
-            add_headers=lambda response: self._lifecycle.add_headers(request, response),
+            add_headers=partial(self._lifecycle.add_headers, connection),
             services=self._services,
             path_params=routed.match_info,
             query=call_query,
@@ -411,11 +419,11 @@ def _counted_connection(
         Problem: 429 or 503, there are too many.
     """
     if principal is None or connection.is_socket:
-        return contextlib.nullcontext()
+        return _NOTHING
     if principal.node is not None:
         return connection.count_forwarded(principal.subject)
     connection.authenticate_as(principal.subject)
-    return contextlib.nullcontext()
+    return _NOTHING
 
 
 def _target_host(request: web.BaseRequest) -> str | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from octaskly.api.problems import Problem
 from octaskly.api.security.rate_limit import client_key
@@ -49,28 +49,20 @@ class Quotas:
         """Return True if no request uses a quota."""
         return not (self._slots or self._parts or self._reserved_bytes)
 
-    @contextlib.asynccontextmanager
-    async def admit(
+    def admit(
         self, cost: Cost, principal: Principal | None, query: Mapping[str, str]
-    ) -> AsyncIterator[Admission]:
-        """Admit a request at once, or refuse it; it counts while the block runs.
+    ) -> Admission:
+        """Admit a request to the block that enters this, at once, or refuse it.
 
-        Raises:
+        Raises, when it is entered:
             Problem: 429, the quota of the client is used up; 503, no memory is left.
         """
-        key, whose = _client_of(principal)
-        slots = (
-            self._use_slots(key, whose)
-            if cost.is_expensive(query)
-            else contextlib.nullcontext()
+        return Admission(
+            self,
+            principal,
+            needs_slot=cost.is_expensive(query),
+            expected_bytes=cost.response_bytes(query),
         )
-        with slots as free:
-            admission = Admission(self, key, whose, free, cost.response_bytes(query))
-            try:
-                await admission.take()
-                yield admission
-            finally:
-                admission.release()
 
     @contextlib.asynccontextmanager
     async def hold_part(self, key: str) -> AsyncIterator[None]:
@@ -122,9 +114,8 @@ class Quotas:
         if not self._reserved_bytes[key]:
             del self._reserved_bytes[key]
 
-    @contextlib.contextmanager
-    def _use_slots(self, key: str, whose: str) -> Iterator[asyncio.Semaphore]:
-        """Return the slots of a client while the block runs.
+    def join_slots(self, key: str, whose: str) -> asyncio.Semaphore:
+        """Return the slots of a client, until `leave_slots`.
 
         Raises:
             Problem: 429, no slot is free.
@@ -143,32 +134,61 @@ class Quotas:
                 is_delayed=True,
             )
         slots.users += 1
-        try:
-            yield slots.free
-        finally:
-            slots.users -= 1
-            if not slots.users:
-                del self._slots[key]
+        return slots.free
+
+    def leave_slots(self, key: str) -> None:
+        """Leave the slots of a client."""
+        slots = self._slots[key]
+        slots.users -= 1
+        if not slots.users:
+            del self._slots[key]
 
 
 class Admission:
-    """The slot and the memory that one request uses."""
+    """The slot and the memory that one request uses, while this is entered.
+
+    Args:
+        quotas: The quotas of all clients.
+        principal: The client; None for a program on this machine without a token.
+        needs_slot: The request is expensive.
+        expected_bytes: Size of the response.
+    """
 
     def __init__(
         self,
         quotas: Quotas,
-        key: str,
-        whose: str,
-        free_slots: asyncio.Semaphore | None,
+        principal: Principal | None,
+        *,
+        needs_slot: bool,
         expected_bytes: int,
     ) -> None:
         self._quotas = quotas
-        self._key = key
-        self._whose = whose
-        self._free_slots = free_slots  #: None if the request needs no slot
+        self._principal = principal
+        self._key = "" if principal is None else client_key(principal)
+        self._needs_slot = needs_slot
+        self._free_slots: asyncio.Semaphore | None = None  #: while it may use one
         self._has_slot = False
         self._expected_bytes = expected_bytes
         self._reserved_bytes = 0
+
+    async def __aenter__(self) -> Self:
+        if self._needs_slot:
+            whose = _name_of(self._principal)
+            self._free_slots = self._quotas.join_slots(self._key, whose)
+        try:
+            await self.take()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self.release()
+        if self._free_slots is not None:
+            self._quotas.leave_slots(self._key)
 
     async def take(self) -> None:
         """Take a slot, and memory for the expected response; wait for a slot."""
@@ -179,9 +199,11 @@ class Admission:
 
     def resize(self, size_bytes: int) -> None:
         """Take as much memory as a response of this size needs."""
+        if size_bytes <= SMALL_RESPONSE_BYTES and not self._reserved_bytes:
+            return  # As nearly all.
         more = max(0, size_bytes - SMALL_RESPONSE_BYTES) - self._reserved_bytes
         if more > 0:
-            self._quotas.count_bytes(self._key, self._whose, more)
+            self._quotas.count_bytes(self._key, _name_of(self._principal), more)
         elif more < 0:
             self._quotas.free_bytes(self._key, -more)
         self._reserved_bytes += more
@@ -199,20 +221,28 @@ class Admission:
         """Hold a long part of a stream in memory while the block runs."""
         return self._quotas.hold_part(self._key)
 
-    @contextlib.asynccontextmanager
-    async def pause(self) -> AsyncIterator[None]:
+    def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Free the quotas while the block waits for an event, then take them again."""
-        self.release()
-        try:
-            yield
-        except TimeoutError:  # The wait is over, and the response is due.
-            await self.take()
-            raise
-        await self.take()
+        return _Pause(self)
 
 
-def _client_of(principal: Principal | None) -> tuple[str, str]:
-    """Return the key of a client, and its name for people."""
+class _Pause:
+    """The wait of a request for an event."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def __aenter__(self) -> None:
+        self._admission.release()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a timeout, the response is due, too. After a cancel, none is.
+        if kind is None or issubclass(kind, TimeoutError):
+            await self._admission.take()
+
+
+def _name_of(principal: Principal | None) -> str:
+    """Return the name of a client for people."""
     if principal is None:
-        return "", "programs on this machine that send no token"
-    return client_key(principal), f"the {principal.role} {principal.subject!r}"
+        return "programs on this machine that send no token"
+    return f"the {principal.role} {principal.subject!r}"

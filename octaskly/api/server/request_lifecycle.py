@@ -5,7 +5,6 @@ It applies to the responses of handlers, of the pipeline and of aiohttp itself.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 import secrets
@@ -28,6 +27,7 @@ from octaskly.api.http.sse import CONTENT_TYPE
 from octaskly.api.problems import Problem, encode_problem, problem_of
 from octaskly.api.security import origin_checks
 from octaskly.ports.histogram import Histogram
+from octaskly.system.clock import loop_time
 
 DURATION_BUCKETS_S: Final = (
     0.001,
@@ -68,7 +68,7 @@ class RequestMetrics:
         tally = self.durations_s.get(action)
         if tally is None:
             tally = self.durations_s[action] = Histogram(DURATION_BUCKETS_S)
-        tally.observe(asyncio.get_running_loop().time() - info.started_s)
+        tally.observe(loop_time() - info.started_s)
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -131,7 +131,7 @@ class RequestLifecycle:
         """Create the record of a new request."""
         given = request.headers.get("X-Request-ID")
         name = given if given and _REQUEST_ID.fullmatch(given) else self._new_id()
-        seen = RequestInfo(name, asyncio.get_running_loop().time())
+        seen = RequestInfo(name, loop_time())
         connection.request_info = seen
         return seen
 
@@ -152,15 +152,13 @@ class RequestLifecycle:
             response.force_close()
         return response
 
-    def add_headers(
-        self, request: web.BaseRequest, response: web.StreamResponse
-    ) -> None:
+    def add_headers(self, connection: Connection, response: web.StreamResponse) -> None:
         """Add the common headers to a response, once."""
         headers = response.headers
         if "X-Request-ID" in headers:
             return
-        now_s = asyncio.get_running_loop().time()
-        seen = connection_of(request).request_info or RequestInfo(self._new_id(), now_s)
+        now_s = loop_time()
+        seen = connection.request_info or RequestInfo(self._new_id(), now_s)
         usual = {
             **_DEFAULT_HEADERS,
             **({} if "Cache-Control" in headers else _NO_CACHE_HEADERS),
@@ -176,17 +174,19 @@ class RequestLifecycle:
             response.force_close()
 
     def finish_request(
-        self, request: web.BaseRequest, response: web.StreamResponse
+        self,
+        connection: Connection,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
     ) -> None:
         """Record an answered request in audit log, metrics and access log."""
-        connection = connection_of(request)
         seen, connection.request_info = connection.request_info, None
         if seen is not None:
             self.auditor.record_request(seen, request.method, response.status)
             self.request_metrics.record_response(seen, response)
         if self._on_response is None:
             return
-        now_s = asyncio.get_running_loop().time()
+        now_s = loop_time()
         self._on_response(
             AccessLogEntry(
                 request_id=response.headers.get("X-Request-ID", ""),

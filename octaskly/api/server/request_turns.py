@@ -15,6 +15,8 @@ from functools import partial
 from math import inf
 from typing import Final, Self
 
+from octaskly.system.clock import loop_time
+
 STARTS_PER_TURN: Final = 1
 """Requests of one owner in a turn of the event loop, and parts of long responses.
 
@@ -43,61 +45,20 @@ TURNS_BEFORE_HEAVY: Final = 6
 """Turns in which requests begin that arrived during the last heavy step."""
 
 
-class _Counted:
-    """A request that counts until it ends, but for at most `WORK_S_MAX`."""
+class RequestWork:
+    """A request that is answered; implements `handler_types.Work` while it is entered.
 
-    def __init__(self, end: Callable[[], None]) -> None:
-        self._end: Callable[[], None] | None = end
-        self.until_s = asyncio.get_running_loop().time() + WORK_S_MAX
-
-    def end(self) -> None:
-        """Count the request no longer."""
-        end, self._end = self._end, None
-        if end is not None:
-            end()
-
-
-class _TimeLimit:
-    """Ends those that have counted for `WORK_S_MAX`.
-
-    One timer serves all, as nearly every request ends long before.
+    It counts among those of its owner until it ends, but for at most `WORK_S_MAX`.
     """
 
-    def __init__(self) -> None:
-        self._counted: deque[_Counted] = deque()  #: most have ended meanwhile
-
-    def count(self, end: Callable[[], None]) -> _Counted:
-        """Return a request that counts from now on; `end` is called once."""
-        counted = _Counted(end)
-        self._counted.append(counted)
-        if len(self._counted) == 1:
-            self._set_timer()
-        return counted
-
-    def _set_timer(self) -> None:
-        first_s = self._counted[0].until_s
-        asyncio.get_running_loop().call_at(first_s, self._end_late)
-
-    def _end_late(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        while self._counted:
-            first = self._counted[0]
-            if first.until_s > now_s:
-                self._set_timer()
-                return
-            self._counted.popleft()
-            first.end()
-
-
-class RequestWork:
-    """Implements `handler_types.Work`, while it is entered."""
-
     def __init__(self, turns: RequestTurns, owner: str) -> None:
-        self._turns, self._owner = turns, owner
-        self._counted: _Counted | None = None
+        self._turns = turns
+        self.owner = owner
+        self.is_counted = False
+        self.until_s = inf  #: until when it counts, at most, by `loop_time`
 
     async def __aenter__(self) -> Self:
-        self._counted = await self._turns.begin_light(self._owner)
+        await self._turns.begin_light(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,16 +66,29 @@ class RequestWork:
 
     def end(self) -> None:
         """See `handler_types.Work`."""
-        assert self._counted is not None
-        self._counted.end()
+        if self.is_counted:
+            self.is_counted = False
+            self._turns.end_light(self.owner)
 
     async def turn(self) -> None:
         """See `handler_types.Work`."""
-        await self._turns.wait(self._owner)
+        await self._turns.wait(self.owner)
 
     def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
         """See `handler_types.Work`."""
-        return self._turns.heavy(self._owner)
+        return self._turns.heavy(self.owner)
+
+
+class _Once:
+    """Calls a function once, however often it is called."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+
+    def __call__(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()
 
 
 class _HeavyTurn:
@@ -132,14 +106,36 @@ class RequestTurns:
     """
 
     def __init__(self) -> None:
+        self._unanswered: dict[str, int] = {}  #: requests that have arrived, by owner
         self._started: Counter[str] = Counter()  #: in this turn, by owner
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._light: dict[str, int] = {}  #: requests that are answered, by owner
-        self._waiting_light: dict[str, deque[asyncio.Future[None]]] = {}
+        self._counted: deque[RequestWork] = deque()
+        """The same with some that have ended since, in the order in which they began.
+
+        The late ones count until the next request looks, or the timer.
+        """
+        self._has_timer = False  #: only while some wait for the end of others
+        self._waiting_light: dict[
+            str, deque[tuple[RequestWork, asyncio.Future[None]]]
+        ] = {}
         self._heavy: dict[str, _HeavyTurn] = {}
-        self._time_limit = _TimeLimit()
         self._latest = ("", -inf)  #: owner and time of the latest request
         self._latest_other_s = -inf  #: the latest time of another owner than that
+
+    def add_unanswered(self, owner: str, count: int) -> None:
+        """Note that the headers of requests of an owner have arrived."""
+        self._unanswered[owner] = self._unanswered.get(owner, 0) + count
+
+    def remove_unanswered(self, owner: str, count: int) -> None:
+        """Note that requests of an owner are answered, or that their client left."""
+        self._unanswered[owner] -= count
+        if not self._unanswered[owner]:
+            del self._unanswered[owner]
+
+    def is_only_request(self, owner: str) -> bool:
+        """Return True if a request of an owner delays no other by starting now."""
+        return self._unanswered.get(owner) == 1
 
     async def wait(self, owner: str) -> None:
         """Return when a request of an owner may start or go on; in order of arrival."""
@@ -161,21 +157,19 @@ class RequestTurns:
         """
         return RequestWork(self, owner)
 
-    async def begin_light(self, owner: str) -> _Counted:
-        """Return when a light request may be answered; it counts until its `end`."""
-        is_next = owner not in self._waiting_light and self._may_begin(owner)
-        if is_next:
-            self._add_light(owner)
-        else:
-            await self._wait_for_light(owner)
-        counted = self._time_limit.count(partial(self._end_light, owner))
-        if not is_next:  # The end of one request may let several begin.
-            try:
-                await self.wait(owner)
-            except asyncio.CancelledError:
-                counted.end()
-                raise
-        return counted
+    async def begin_light(self, work: RequestWork) -> None:
+        """Return when a light request may be answered; it counts from then on."""
+        owner = work.owner
+        self._end_late()
+        if owner not in self._waiting_light and self._may_begin(owner):
+            self._add_light(work)
+            return
+        await self._wait_for_light(work)
+        try:
+            await self.wait(owner)  # The end of one request may let several begin.
+        except asyncio.CancelledError:
+            work.end()
+            raise
 
     @contextlib.asynccontextmanager
     async def heavy(self, owner: str) -> AsyncIterator[None]:
@@ -184,43 +178,72 @@ class RequestTurns:
         An owner has one of these at a time, and the requests of others pass before it.
         """
         await self._begin_heavy(owner)
-        counted = self._time_limit.count(partial(self._end_heavy, owner))
+        end = _Once(partial(self._end_heavy, owner))
+        late = asyncio.get_running_loop().call_later(WORK_S_MAX, end)
         try:
             yield
         finally:
-            counted.end()
+            late.cancel()
+            end()
 
-    async def _wait_for_light(self, owner: str) -> None:
+    async def _wait_for_light(self, work: RequestWork) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_light.setdefault(owner, deque()).append(place)
+        self._waiting_light.setdefault(work.owner, deque()).append((work, place))
+        if not self._has_timer:
+            self._set_timer()
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # It was to begin just now.
-                self._end_light(owner)
+            work.end()  # It was to begin just now.
             raise
 
     def _may_begin(self, owner: str) -> bool:
-        own = self._light.get(owner, 0)
-        return not own or (own < LIGHT_MAX and own <= min(self._light.values()))
+        light = self._light
+        if owner not in light:
+            return True
+        return light[owner] < LIGHT_MAX and light[owner] <= min(light.values())
 
-    def _add_light(self, owner: str) -> None:
-        self._light[owner] = self._light.get(owner, 0) + 1
+    def _add_light(self, work: RequestWork) -> None:
+        owner, light = work.owner, self._light
+        light[owner] = light[owner] + 1 if owner in light else 1
+        work.is_counted, work.until_s = True, loop_time() + WORK_S_MAX
+        self._counted.append(work)
 
-    def _end_light(self, owner: str) -> None:
+    def end_light(self, owner: str) -> None:
         """Count a request of an owner no longer, and let the next one begin."""
         self._note_time(owner)
         self._light[owner] -= 1
         if not self._light[owner]:
             del self._light[owner]
-        for waiting, places in list(self._waiting_light.items()):
+        if self._waiting_light:
+            self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        for waiting, places in [*self._waiting_light.items()]:
             while places and self._may_begin(waiting):
-                place = places.popleft()
+                work, place = places.popleft()
                 if not place.done():  # Else its client has left.
-                    self._add_light(waiting)
+                    self._add_light(work)
                     place.set_result(None)
             if not places:
                 del self._waiting_light[waiting]
+
+    def _end_late(self) -> None:
+        """Count no longer those that have counted for `WORK_S_MAX`."""
+        counted, now_s = self._counted, loop_time()
+        while counted and (not counted[0].is_counted or counted[0].until_s <= now_s):
+            counted.popleft().end()
+
+    def _set_timer(self) -> None:
+        self._has_timer = True
+        delay_s = self._counted[0].until_s - loop_time()
+        asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._has_timer = False
+        self._end_late()
+        if self._waiting_light:
+            self._set_timer()
 
     async def _begin_heavy(self, owner: str) -> None:
         turn = self._heavy.setdefault(owner, _HeavyTurn())
@@ -238,12 +261,11 @@ class RequestTurns:
 
     async def _let_others_pass(self, owner: str) -> None:
         """Wait until no other owner's request is answered, or long enough."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + HEAVY_WAIT_S
+        until_s = loop_time() + HEAVY_WAIT_S
         for _ in range(TURNS_BEFORE_HEAVY):
             await asyncio.sleep(0)
         while self._others_are_busy(owner):
-            if loop.time() >= until_s:
+            if loop_time() >= until_s:
                 return
             await asyncio.sleep(QUIET_S)
 
@@ -261,14 +283,15 @@ class RequestTurns:
     def _note_time(self, owner: str) -> None:
         if owner != self._latest[0]:
             self._latest_other_s = self._latest[1]
-        self._latest = (owner, asyncio.get_running_loop().time())
+        self._latest = (owner, loop_time())
 
     def _others_are_busy(self, owner: str) -> bool:
+        self._end_late()
         if len(self._light) > (owner in self._light):
             return True
         latest, latest_s = self._latest
         others_s = self._latest_other_s if latest == owner else latest_s
-        return asyncio.get_running_loop().time() < others_s + QUIET_S
+        return loop_time() < others_s + QUIET_S
 
     def _begin_turn(self) -> None:
         self._started.clear()

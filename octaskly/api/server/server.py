@@ -71,6 +71,7 @@ from octaskly.api.server.request_lifecycle import (
     RequestLifecycle,
     RequestMetrics,
 )
+from octaskly.api.server.request_turns import RequestTurns
 from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId, is_visitor
@@ -129,6 +130,8 @@ class ServerConnection(web.RequestHandler):
         "_place",
         "_rotations",
         "_stall_timer",
+        "_turns",
+        "_unanswered",
         "certificate",
         "is_lan",
         "is_socket",
@@ -144,6 +147,7 @@ class ServerConnection(web.RequestHandler):
         *,
         lifecycle: RequestLifecycle,
         connection_limits: ConnectionLimits,
+        turns: RequestTurns,
         listener: ListenerKind,
         identify_peer: IdentifyPeer,
         rotations: KeyRotationControl | None,
@@ -156,6 +160,8 @@ class ServerConnection(web.RequestHandler):
         self._last_body: aiohttp.StreamReader | None = None  #: of the last request
         self._lifecycle = lifecycle
         self._connection_limits = connection_limits
+        self._turns = turns
+        self._unanswered = 0  #: requests whose headers have arrived
         self._identify_certificate, self._rotations = identify_peer, rotations
         #: The member or visitor whose certificate the client showed.
         self.certificate: PeerIdentity | None = None
@@ -235,9 +241,11 @@ class ServerConnection(web.RequestHandler):
         have a megabyte, on each connection, before a token was shown.
         """
         is_header = self._last_body is None or self._last_body.is_eof()
-        count = self._request_count
+        before = self._request_count
         super().data_received(data)
-        if self._request_count != count:
+        if (count := self._request_count - before) > 0:
+            self._unanswered += count
+            self._turns.add_unanswered(self.owner, count)
             self._header_bytes = 0
             if self._messages:
                 self._last_body = self._messages[-1][1]
@@ -249,6 +257,7 @@ class ServerConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Remove the connection from its pool."""
         super().connection_lost(exc)
+        self._count_answers(self._unanswered)
         self._stall_timer.stop()
         self._connection_limits.remove_connection(self)
 
@@ -339,12 +348,18 @@ class ServerConnection(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = self._lifecycle.problem_response(status_problem(resp.status))
         if not resp.prepared:
-            self._lifecycle.add_headers(request, resp)
+            self._lifecycle.add_headers(self, resp)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            self._lifecycle.finish_request(request, resp)
+            self._lifecycle.finish_request(self, request, resp)
             self._connection_limits.set_serving(self, is_serving=False)
+            self._count_answers(min(1, self._unanswered))
+
+    def _count_answers(self, count: int) -> None:
+        if count:
+            self._unanswered -= count
+            self._turns.remove_unanswered(self.owner, count)
 
 
 class ApiServer:
@@ -626,6 +641,7 @@ class ApiServer:
             self._server,
             lifecycle=self._lifecycle,
             connection_limits=self._connection_limits,
+            turns=self._pipeline.turns,
             listener=site,
             identify_peer=self._identify_peer,
             rotations=self._services.rotations,

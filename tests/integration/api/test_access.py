@@ -670,6 +670,30 @@ async def test_a_connection_is_kept_for_many_requests(node: ApiNode) -> None:
     assert raw.count(b"HTTP/1.1 200") == 1
 
 
+async def test_no_request_counts_after_its_answer_or_its_client(node: ApiNode) -> None:
+    """Else the later requests of its owner would start one in a turn for ever."""
+    unanswered = node.server._pipeline.turns._unanswered
+    task = await node.submit()
+    poll = f"GET /api/v1/tasks/{task}?wait=60 HTTP/1.1\r\nHost: localhost\r\n"
+    poll += "".join(f"{name}: {value}\r\n" for name, value in ADMIN.items()) + "\r\n"
+
+    for sent in (
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3,
+        b"no HTTP\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(sent)
+        await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: not unanswered)
+        writer.close()
+    _, leaving = await asyncio.open_connection("127.0.0.1", node.port)
+    leaving.write(poll.encode() * 2)
+    await until(lambda: node.server._long_polls._timeouts)
+    assert list(unanswered.values()) == [2]
+    leaving.transport.abort()
+    await until(lambda: not unanswered)
+
+
 async def test_close_finishes_requests_in_flight() -> None:
     """Accepted work is answered; a long poll ends at once with the current state."""
     # The poll ends long before requests in flight would be aborted.

@@ -38,6 +38,20 @@ async def test_a_request_alone_starts_at_once() -> None:
         turns.ask("ana").send(None)
 
 
+def test_only_a_request_beside_none_of_its_owner_starts_without_a_turn() -> None:
+    """It counts from its header until its answer, or until its client leaves."""
+    turns = RequestTurns()
+    turns.add_unanswered("ana", 1)
+    turns.add_unanswered("eve", 2)
+    assert turns.is_only_request("ana")
+    assert not turns.is_only_request("eve")
+
+    turns.remove_unanswered("eve", 1)
+    turns.add_unanswered("ana", 1)
+    assert turns.is_only_request("eve")
+    assert not turns.is_only_request("ana")
+
+
 async def test_many_requests_of_one_owner_leave_turns_to_others() -> None:
     """At most two dozens started when another's request does, however many wait."""
     turns = Turns()
