@@ -8,9 +8,14 @@ from collections.abc import Callable
 from octaskly import errors
 from octaskly.core.events import Event
 from octaskly.core.replies import NotDispatching, NotReplicated, Reply
-from octaskly.errors import DispatcherUnknown, NotDispatcher, OutcomeUnknown
+from octaskly.errors import (
+    DispatcherUnknown,
+    NotDispatcher,
+    OctasklyError,
+    OutcomeUnknown,
+)
 
-REPLY_CHECK_S = 2.0  #: between two calls of `check`
+REPLY_CHECK_S = 2.0  #: between two rounds of checks
 PENDING_MAX = 10_000  #: requests that wait for the core at once
 
 
@@ -20,7 +25,10 @@ class PendingRequests:
     def __init__(self, post: Callable[[Event], None]) -> None:
         self._post = post
         self._futures: dict[int, asyncio.Future[Reply]] = {}
+        self._checks: dict[int, Callable[[], None]] = {}
+        self._check_handle: asyncio.TimerHandle | None = None
         self._last_ticket = 0
+        self._checked_ticket = 0  #: the last one at the latest round of checks
         self._is_closed = False
 
     async def send_request(
@@ -33,7 +41,8 @@ class PendingRequests:
 
         Args:
             event: Builds the event from its ticket.
-            check: Called every `REPLY_CHECK_S` until the reply; may raise, to give up.
+            check: Called every `REPLY_CHECK_S` until the reply, from the second round
+                on; may raise an `OctasklyError`, to give up.
 
         Raises:
             DispatcherUnknown: too many requests are waiting, or this node stops.
@@ -51,15 +60,17 @@ class PendingRequests:
         ticket = self._last_ticket
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._futures[ticket] = future
+        if check is not None:
+            self._checks[ticket] = check
+            if self._check_handle is None:
+                self._schedule_checks()
         self._post(event(ticket))
         try:
-            while check is not None and not future.done():
-                await asyncio.wait([future], timeout=REPLY_CHECK_S)
-                if not future.done():
-                    check()
             reply = await future
         finally:
-            self._futures.pop(ticket, None)
+            del self._futures[ticket]
+            if check is not None:
+                del self._checks[ticket]
         if isinstance(reply, NotReplicated):
             raise errors.NotDurable(
                 "durability is strict, and no standby acknowledges",
@@ -76,6 +87,25 @@ class PendingRequests:
         if future is not None and not future.done():
             future.set_result(reply)
 
+    def _schedule_checks(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._check_handle = loop.call_later(REPLY_CHECK_S, self._run_checks)
+
+    def _run_checks(self) -> None:
+        """Give up the requests whose checks fail, except those of the last seconds."""
+        self._check_handle = None
+        for ticket, check in self._checks.items():
+            future = self._futures[ticket]
+            if ticket > self._checked_ticket or future.done():
+                continue
+            try:
+                check()
+            except OctasklyError as error:
+                future.set_exception(error)
+        self._checked_ticket = self._last_ticket
+        if self._checks:
+            self._schedule_checks()
+
     def close(self) -> None:
         """Fail all pending requests with OutcomeUnknown.
 
@@ -83,6 +113,8 @@ class PendingRequests:
         carried out twice.
         """
         self._is_closed = True
+        if self._check_handle is not None:
+            self._check_handle.cancel()
         for future in self._futures.values():
             if not future.done():
                 future.set_exception(
