@@ -27,9 +27,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, get_args
 
-from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.effects import Append, NumberedWrite, Send
 from octaskly.core.events import AttemptsEnded, Event, Received
 from octaskly.core.log.facts import (
     Assigned,
@@ -64,6 +64,10 @@ GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
 ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
 ENTRY_BYTES: Final = 512  #: of an entry without output, roughly
 
+GatheredEffect = Send | NumberedWrite
+"""An effect that waits, or that takes along what waits."""
+GATHERED_EFFECTS: Final = get_args(GatheredEffect)
+
 
 class Gathering:
     """The reports, writes and acknowledgements of this dispatcher that wait.
@@ -94,6 +98,11 @@ class Gathering:
         self._acks: dict[NodeId, _Acks] = {}
         self._acks_due_s = math.inf
 
+    @property
+    def is_empty(self) -> bool:
+        """Return True if nothing waits."""
+        return not (self._reports or self._appends or self._acks)
+
     def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
         """Return True if the event is a report that waits, or may wait with one.
 
@@ -123,8 +132,10 @@ class Gathering:
         self._reports_due_s = math.inf
         return reports
 
-    def hold(self, effect: Effect, now: Moment) -> bool:
+    def hold(self, effect: GatheredEffect, now: Moment) -> bool:
         """Return True if the effect waits; it is then part of a later one."""
+        if not self._are_many_arriving(now):
+            return False
         if isinstance(effect, Append):
             return self._hold_append(effect, now)
         return isinstance(effect, Send) and self._hold_ack(effect, now)
@@ -146,9 +157,9 @@ class Gathering:
             return effect
         return Send(effect.peer, (*acks.messages(), *effect.messages))
 
-    def take_due(self, now: Moment, *, may_wait: bool) -> list[Effect]:
+    def take_due(self, now: Moment, *, may_wait: bool) -> list[Append | Send]:
         """Remove and return what has waited long enough; else set the timer."""
-        effects: list[Effect] = []
+        effects: list[Append | Send] = []
         if not may_wait or self._appends_due_s <= now.mono_s:
             effects += self.take_writes()
         if not may_wait or self._acks_due_s <= now.mono_s:
@@ -162,8 +173,6 @@ class Gathering:
         return effects
 
     def _hold_append(self, append: Append, now: Moment) -> bool:
-        if not self._are_many_arriving(now):
-            return False
         has_ends, size_bytes = False, self._appends_bytes
         for entry in append.entries:
             fact = entry.fact
@@ -205,7 +214,7 @@ class Gathering:
             isinstance(message, ResultsOk | RangeResultsOk)
             for message in effect.messages
         )
-        if not is_ack or not self._are_many_arriving(now):
+        if not is_ack:
             return False
         if not self._acks:
             self._acks_due_s = now.mono_s + ACK_WAIT_S

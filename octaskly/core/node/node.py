@@ -18,7 +18,6 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LogWrite,
-    NumberedWrite,
     Relay,
     Send,
 )
@@ -92,7 +91,11 @@ from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.availability import FENCING_PAUSE_S
 from octaskly.core.node.components import build_components, build_handlers
-from octaskly.core.node.gathering import Gathering
+from octaskly.core.node.gathering import (
+    GATHERED_EFFECTS,
+    GatheredEffect,
+    Gathering,
+)
 from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.protocol.messages import (
     LEFT_REASON,
@@ -103,6 +106,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replies import NotDispatching, TaskExplanation
 
 LATE_STEP_S = 0.05  #: a step later than `tick_s` by more than this counts as a pause
+EVENTS_THAT_WAIT = (AttemptsEnded, Received)  #: if they say nothing but reports
 EVENTS_WITH_DRAW = (TimerFired, Received, PeerUp, PeerDown)  #: carry a random number
 
 
@@ -251,22 +255,27 @@ class Node:
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Run the timers due at `now`, then handle `event`; return ordered effects."""
-        may_wait = self._dispatcher.is_accepting and now.mono_s < self.deadline()
-        if self._gathering.hold_report(event, now, may_wait=may_wait):
+        if isinstance(event, EVENTS_THAT_WAIT) and self._holds(event, now):
             return []
         if isinstance(event, EVENTS_WITH_DRAW):
             self._election.draw = event.draw
         effects = self._check_clock_gap(now)
         for timer in self._timers.pop_due(now.mono_s):
             effects += self._on_timer(timer, now)
-        for report in self._gathering.take_reports():
-            effects += self._on_event(report, now)
+        if not self._gathering.is_empty:
+            for report in self._gathering.take_reports():
+                effects += self._on_event(report, now)
         effects += self._on_event(event, now)
         if self._handlers.shutdown.is_requested:
             effects += self._handlers.shutdown.on_time(now)
         if self._candidacy.is_failing:
             effects += self._handlers.failure_handler.on_time(now)
         return self._deliver(effects, now)
+
+    def _holds(self, event: Event, now: Moment) -> bool:
+        """Return True if the event waits for others, while many reports arrive."""
+        may_wait = self._dispatcher.is_accepting and now.mono_s < self.deadline()
+        return self._gathering.hold_report(event, now, may_wait=may_wait)
 
     # --- Time.
 
@@ -523,6 +532,7 @@ class Node:
         done: list[Effect] = []
         waiting = deque(effects)
         has_changed, handlers = False, self._message_handlers
+        gathering = self._gathering
         while True:
             while waiting:
                 effect = waiting.popleft()
@@ -530,7 +540,9 @@ class Node:
                     # After the earlier effects, because appends must keep their order.
                     for message in effect.messages:
                         waiting += handlers.on_message(self._me, message, now)
-                elif not self._gathering.hold(effect, now):
+                elif not isinstance(effect, GATHERED_EFFECTS):
+                    done.append(effect)
+                elif not gathering.hold(effect, now):
                     done += self._with_gathered(effect, waiting, now)
             waiting += self._dispatcher.commit_results(now)
             signal = self._outbox.pop()
@@ -539,14 +551,20 @@ class Node:
                 waiting += self._on_signal(signal, now)
             elif not waiting:
                 break
-        may_wait = self._dispatcher.is_accepting
-        for due in self._gathering.take_due(now, may_wait=may_wait):
-            done += self._with_gathered(due, waiting, now)
-        done += waiting
+        if not gathering.is_empty:
+            done += self._take_due(now)
         return done + self._announce_changes(now) if has_changed else done
 
+    def _take_due(self, now: Moment) -> list[Effect]:
+        """Return the writes and acknowledgements that have waited long enough."""
+        may_wait, copies = self._dispatcher.is_accepting, deque[Effect]()
+        effects: list[Effect] = []
+        for due in self._gathering.take_due(now, may_wait=may_wait):
+            effects += self._with_gathered(due, copies, now)
+        return [*effects, *copies]
+
     def _with_gathered(
-        self, effect: Effect, waiting: deque[Effect], now: Moment
+        self, effect: GatheredEffect, waiting: deque[Effect], now: Moment
     ) -> list[Effect]:
         """Return an effect with the writes or acknowledgements that waited for it.
 
@@ -554,8 +572,6 @@ class Node:
         """
         if isinstance(effect, Send):
             return [self._gathering.with_ack(effect)]
-        if not isinstance(effect, NumberedWrite):
-            return [effect]
         writes: list[Effect] = [*self._gathering.take_writes(), effect]
         for write in writes:
             if isinstance(write, LogWrite):

@@ -216,6 +216,8 @@ class Replication:
         self._pending_acks.discount_node(node)
 
     def _acked_standbys(self, number: int) -> frozenset[NodeId]:
+        if not self._standbys:
+            return frozenset()
         in_sync = _SyncState.IN_SYNC
         return frozenset(
             node

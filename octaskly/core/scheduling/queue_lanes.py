@@ -156,9 +156,9 @@ class Lane:
 
     @property
     def needs_refill(self) -> bool:
-        """Return True if more should be read from the store."""
+        """Return True if more should be read from the store, if it has more."""
         is_low = self.queued <= self.tasks_max // 2
-        return self.has_more and is_low and self.size_bytes <= self.bytes_max // 2
+        return is_low and self.size_bytes <= self.bytes_max // 2
 
     @property
     def is_empty(self) -> bool:
@@ -432,9 +432,10 @@ class Lanes:
         """Return the next read; None if nothing is needed or a read is pending."""
         if self._reading is not None:
             return None
-        self._close_empty_lanes()
+        if len(self._lanes) > LANES_KEPT or self._has_unopened:
+            self._close_empty_lanes()
         for key, lane in self._lanes.items():
-            if lane.needs_refill:
+            if lane.has_more and lane.needs_refill:
                 del self._lanes[key]
                 self._lanes[key] = lane  # Last, so that lanes take turns.
                 self._reading = key
@@ -527,8 +528,6 @@ class Lanes:
 
     def _close_empty_lanes(self) -> None:
         """Close empty lanes; restart if that makes enough room for other lanes."""
-        if len(self._lanes) <= LANES_KEPT and not self._has_unopened:
-            return
         empty = [k for k, v in self._lanes.items() if v.is_empty and k != MEMBERS_LANE]
         for key in empty:
             del self._lanes[key]

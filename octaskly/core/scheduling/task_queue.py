@@ -210,7 +210,8 @@ class TaskQueue:
         effects: list[Effect] = []
         if self.is_reading_paused:
             return effects
-        self._retire_shadows()
+        if self._shadows:
+            self._retire_shadows()
         # Dropping tasks is safe only if no pending read can return an older state.
         if self.lanes.needs_restart and not self.reads:
             self._restart_lanes()
@@ -218,11 +219,12 @@ class TaskQueue:
             return effects  # The reads that are pending end first.
         if self._lookups and Read.NAMED not in self.reads:
             effects.append(self._read_by_id())
-        if Read.LIVE not in self.reads:
+        if self._needs_live_read or self._live_key is not None:
             effects += self._read_live()
-        self._are_lookups_first &= Read.NAMED in self.reads
-        term = self.reads.term
-        load = None if self._are_lookups_first else self.lanes.next_read(term)
+        if self._are_lookups_first and Read.NAMED in self.reads:
+            return effects
+        self._are_lookups_first = False
+        load = self.lanes.next_read(self.reads.term)
         if load is None:
             return effects
         self.reads.start(Read.QUEUED)
@@ -237,11 +239,11 @@ class TaskQueue:
         return LoadTasks(self.reads.term, tasks)
 
     def _read_live(self) -> list[Effect]:
-        """Continue to read live tasks, or start to if that is needed."""
-        if self._live_key is None and self._needs_live_read:
-            self._needs_live_read, self._live_key = False, 0
-        if self._live_key is None:
+        """Continue to read live tasks, or start to."""
+        if Read.LIVE in self.reads:
             return []
+        if self._live_key is None:
+            self._needs_live_read, self._live_key = False, 0
         self.reads.start(Read.LIVE)
         return [LoadLive(self.reads.term, self._live_key, self._read_rows)]
 
@@ -451,7 +453,7 @@ class TaskQueue:
     @property
     def may_assign(self) -> bool:
         """Return False if no task waits, and no worker is reserved for one."""
-        return bool(self.tasks.waiting) or self.lanes.has_constrained
+        return self.tasks.has_waiting or self.lanes.has_constrained
 
     def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Record that `node` holds an attempt of the task; no other node does."""
@@ -577,8 +579,7 @@ class TaskQueue:
 
     def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""
-        shadows = self._shadows
-        oldest = self.reads.oldest if shadows else 0
+        shadows, oldest = self._shadows, self.reads.oldest
         while shadows and shadows[0][0] < oldest:
             number, task = shadows.popleft()
             # It may have got facts since, which a later read may have missed, too.

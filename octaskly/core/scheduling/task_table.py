@@ -120,6 +120,11 @@ class TaskTable:
         return len(self._tasks) + self.ranges.count_members()
 
     @property
+    def has_waiting(self) -> bool:
+        """Return True if any task is queued or backs off."""
+        return bool(self._waiting)
+
+    @property
     def waiting(self) -> Collection[QueuedTask]:
         """The tasks that are queued or back off, in no order."""
         return self._waiting.values()

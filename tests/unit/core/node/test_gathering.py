@@ -7,7 +7,7 @@ import math
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, Effect, Save, Send
+from octaskly.core.effects import Append, Save, Send
 from octaskly.core.events import AttemptsEnded, Event, Received, TimerFired
 from octaskly.core.log.facts import (
     Assigned,
@@ -30,6 +30,7 @@ from octaskly.core.node.gathering import (
     GATHER_S,
     REPORT_WAIT_S,
     REPORTS_MAX,
+    GatheredEffect,
     Gathering,
 )
 from octaskly.core.protocol.messages import (
@@ -90,7 +91,7 @@ class Writes:
         entries = (Entry(STREAM, first + n, 1, fact) for n, fact in enumerate(facts))
         return Append(self._number, tuple(entries))
 
-    def hold(self, effect: Effect, at_s: float = 0.0) -> bool:
+    def hold(self, effect: GatheredEffect, at_s: float = 0.0) -> bool:
         """Return True if an effect waits."""
         return self.gathering.hold(effect, moment(at_s))
 
@@ -107,7 +108,7 @@ class Writes:
         assert self.gathering.take_reports() == [REPORT]
         assert self.due(at_s) == []
 
-    def due(self, at_s: float, *, may_wait: bool = True) -> list[Effect]:
+    def due(self, at_s: float, *, may_wait: bool = True) -> list[Append | Send]:
         """Return what has waited long enough."""
         return self.gathering.take_due(moment(at_s), may_wait=may_wait)
 
