@@ -50,7 +50,8 @@ class MeshView:
     @property
     def has_visitors(self) -> bool:
         """Return True if visitors are in the roster."""
-        return self.roster is not None and bool(self.roster.visitors)
+        roster = self.roster
+        return roster is not None and bool(roster.visitors)
 
     @property
     def live_members(self) -> list[RosterEntry]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from msgspec import Struct, json
@@ -187,19 +187,17 @@ def _split_in_rows(entries: Iterable[StoredEntry]) -> Iterator[list[StoredEntry]
 def _row_of(entries: Sequence[StoredEntry]) -> bulk.Row:
     """Return the row of entries without a gap; a large one is alone."""
     first, last = entries[0], entries[-1]
-    hlc, start = last.hlc + last.facts - 1, 0
-    heads: list[tuple[int, ...]] = []
-    bodies = []
-    for entry in entries:
-        before, body = hlc - entry.hlc, entry.body
-        if entry.output is None:
-            heads.append((start, before))
-        else:
-            heads.append((start, before, entry.output))
-        bodies.append(body)
-        start += len(body)
+    hlc = last.hlc + last.facts - 1
+    bodies = [entry.body for entry in entries]
+    starts = accumulate(map(len, bodies), initial=0)
+    heads = [
+        (start, hlc - entry.hlc)
+        if entry.output is None
+        else (start, hlc - entry.hlc, entry.output)
+        for entry, start in zip(entries, starts, strict=False)
+    ]
     text = json.encode(heads).decode()
-    count = last.last_seq - first.seq + 1
+    count = last.seq + last.facts - first.seq
     return first.stream, first.seq, count, hlc, first.task, text, b"".join(bodies)
 
 

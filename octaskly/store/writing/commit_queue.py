@@ -64,7 +64,10 @@ class CommitQueue:
 def _count_entries(item: QueueItem) -> int:
     """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
-        return sum(entry.fact.count for entry in item.entries) or 1
+        count = 0
+        for entry in item.entries:
+            count += entry.fact.count
+        return count or 1
     if isinstance(item, StageRows):
         return len(item.part.rows) + len(item.part.ranges) or 1
     return 1

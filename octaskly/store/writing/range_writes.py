@@ -107,6 +107,8 @@ class RangeWrites:
 
     def write_changes(self, changes: RowChanges) -> None:
         """Write the ranges, and add what they count to the changes of the commit."""
+        if not self._changed:
+            return
         member_ranges.write_ranges(self._db, self._changed.items())
         for move, n in self._moves.items():
             changes.count_moves[move] += n

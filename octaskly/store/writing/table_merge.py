@@ -624,10 +624,12 @@ class TableWriter:
 
     def _advance_vector(self, entries: Sequence[Entry]) -> None:
         """Write the new vector."""
-        task_seqs = dict.fromkeys((entry.stream for entry in entries), 0)
+        task_seqs: dict[StreamId, int] = {}
         for entry in entries:
             if not isinstance(entry.fact, MESH_FACTS):
                 task_seqs[entry.stream] = entry.last_seq
+            elif entry.stream not in task_seqs:
+                task_seqs[entry.stream] = 0
         self._db.executemany(
             "UPDATE streams SET last_seq = ?, task_seq = max(task_seq, ?)"
             " WHERE stream = ?",
