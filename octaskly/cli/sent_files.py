@@ -245,6 +245,21 @@ class SentFiles:
         self._sending.add(files, size_bytes)
 
 
+def digests_sent_from(folder: Path, task: Task) -> dict[str, bytes]:
+    """Return the SHA-256 of files that this machine sent with a task from a folder.
+
+    A task with a `cwd` has none: its outputs are relative to that folder, so no file
+    that was sent has the path of an output.
+    """
+    if task.tree is None or task.cwd:
+        return {}
+    from octaskly.client.local_files import (  # noqa: PLC0415 - for --in only
+        find_sent_digests,
+    )
+
+    return find_sent_digests(task.tree, folder)
+
+
 def _explain(error: OctasklyError, earlier: str) -> OctasklyError:
     """Return the error of files that were to be sent again, for an earlier task."""
     from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - rare

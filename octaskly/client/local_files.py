@@ -192,13 +192,19 @@ def find_sent_tree(sha256: str) -> LocalTree | None:
     return None if found is None else found.tree
 
 
-def find_sent_digests(tree: TaskTree) -> SentDigests | None:
-    """Return the digests of files that were sent from this machine; None if unknown."""
-    found = _sent_trees().find(tree.sha256)
-    if found is None:
-        return None
-    manifest, origin = found.tree.manifest, found.origin
-    return _sent_digests(manifest, origin, is_by_item=bool(tree.folders))
+def find_sent_digests(tree: TaskTree, folder: Path) -> dict[str, bytes]:
+    """Return the SHA-256 of files that were sent with a tree from a folder.
+
+    They are by their paths in the folder. A file that was sent to another place in the
+    tree is not among them.
+    """
+    digests: dict[str, bytes] = {}
+    for sent in _sent_trees().find_all(tree.sha256):
+        manifest, origin = sent.tree.manifest, sent.origin
+        if Path(os.fsdecode(origin.folder)).resolve() == folder.resolve():
+            is_by_item = bool(tree.folders)
+            digests |= _sent_digests(manifest, origin, is_by_item=is_by_item).by_path
+    return digests
 
 
 def _sent_digests(

@@ -2,14 +2,17 @@
 
 By them a retry lends the same files again, and a fetch of outputs knows which files the
 user has changed since. A record names the manifest and where each content was read; it
-has no content. Like the index of digests, the records are only a cache.
+has no content. A tree that was sent from several folders has a record for each. Like
+the index of digests, the records are only a cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,6 +31,7 @@ from octaskly.files.manifest import (
 RECORDS_MAX: Final = 100  #: the oldest are removed first
 RECORD_BYTES_MAX: Final = 4 * MANIFEST_BYTES_MAX  #: unpacked
 COMPRESSION_LEVEL: Final = 1
+ORIGIN_CHARS: Final = 16  #: of the digest of an origin, in the name of a record
 
 
 class _Source(msgspec.Struct, array_like=True):
@@ -74,8 +78,8 @@ class SentTrees:
             for sha256, file in tree.sources.items()
         ]
         data = msgspec.msgpack.encode(_Record(tree.manifest_bytes, sources, origin))
-        place = self._folder / tree.sha256
-        partial = place.with_suffix(f".{secrets.token_hex(4)}")
+        place = self._folder / f"{tree.sha256}-{_origin_name(origin)}"
+        partial = self._folder / f".{secrets.token_hex(4)}"
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
@@ -87,23 +91,50 @@ class SentTrees:
 
     def find(self, sha256: str) -> SentTree | None:
         """Return the tree with a manifest, as it was last sent; None if unknown."""
-        try:
-            packed = (self._folder / sha256).read_bytes()
-            data = zlib.decompressobj().decompress(packed, RECORD_BYTES_MAX)
-            record = msgspec.msgpack.decode(data, type=_Record)
-            if content_digest(record.manifest) != sha256:
-                return None
-            manifest = decode_manifest(record.manifest)
-        except (OSError, zlib.error, msgspec.MsgspecError, ManifestError):
-            return None
-        sources = {
-            source.sha256.hex(): LocalFile(os.fsdecode(source.path), source.state)
-            for source in record.sources
-        }
-        tree = LocalTree(manifest, record.manifest, sha256, sources, Skipped(), ())
-        return SentTree(tree, record.origin)
+        return next(self.find_all(sha256), None)
+
+    def find_all(self, sha256: str) -> Iterator[SentTree]:
+        """Yield the tree with a manifest for each origin, the one last sent first."""
+        for place in self._newest_first():
+            if place.name.startswith(f"{sha256}-"):
+                found = _read_record(place, sha256)
+                if found is not None:
+                    yield found
 
     def _remove_oldest(self) -> None:
-        places = sorted(self._folder.iterdir(), key=lambda p: p.lstat().st_mtime)
-        for place in places[:-RECORDS_MAX]:
+        for place in self._newest_first()[RECORDS_MAX:]:
             place.unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[Path]:
+        """Return the records, the one that was saved last first."""
+        found = []
+        with suppress(OSError):
+            for place in self._folder.iterdir():
+                with suppress(FileNotFoundError):  # Another process has removed it.
+                    found.append((place.lstat().st_mtime_ns, place))
+        return [place for _, place in sorted(found, reverse=True)]
+
+
+def _origin_name(origin: Origin) -> str:
+    """Return the part of a record's name that tells equal trees apart."""
+    digest = hashlib.sha256(msgspec.msgpack.encode(origin)).hexdigest()
+    return digest[:ORIGIN_CHARS]
+
+
+def _read_record(place: Path, sha256: str) -> SentTree | None:
+    """Return the tree of a record; None if it is damaged or gone."""
+    try:
+        packed = place.read_bytes()
+        data = zlib.decompressobj().decompress(packed, RECORD_BYTES_MAX)
+        record = msgspec.msgpack.decode(data, type=_Record)
+        if content_digest(record.manifest) != sha256:
+            return None
+        manifest = decode_manifest(record.manifest)
+    except (OSError, zlib.error, msgspec.MsgspecError, ManifestError):
+        return None
+    sources = {
+        source.sha256.hex(): LocalFile(os.fsdecode(source.path), source.state)
+        for source in record.sources
+    }
+    tree = LocalTree(manifest, record.manifest, sha256, sources, Skipped(), ())
+    return SentTree(tree, record.origin)

@@ -283,6 +283,47 @@ def test_a_file_that_was_edited_after_submit_is_kept(
     }
 
 
+def test_a_folder_with_the_files_of_another_keeps_its_edits(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Each folder from which a tree was sent is remembered, not only the last."""
+    tasks = {}
+    for name in ("one", "two"):
+        (home / name).mkdir()
+        (home / name / "file").write_text("before\n")
+        words = ("submit", "--in", "file", "--out", "file", "echo new >>file")
+        tasks[name] = octaskly(agent, home / name, *words).stdout.strip()
+        assert octaskly(agent, home, "wait", tasks[name]).returncode == 0
+        (home / name / "file").write_text("mine\n")
+
+    done = [octaskly(agent, home / name, "fetch", tasks[name]) for name in tasks]
+
+    assert [one.returncode for one in done] == [125, 125], done
+    assert texts_in(home) == {
+        **{f"{name}/file": "mine\n" for name in tasks},
+        **{f"{n}/file.octaskly-{task}": "before\nnew\n" for n, task in tasks.items()},
+    }
+
+
+def test_a_file_that_was_edited_before_a_retry_is_kept(
+    agent: DemoAgent, home: Path, tmp_path: Path
+) -> None:
+    """The retry sends it as it was; the earlier output replaces no edit."""
+    (home / "edited").write_text("before\n")
+    make = f"test -e {tmp_path}/go && echo new >>edited # {{}}"
+    files = ("--in", "edited", "--out", "edited")
+    failed = octaskly(agent, home, "map", *files, make, ":::", "item")
+    (home / "edited").write_text("mine\n")
+    (tmp_path / "go").touch()
+
+    done = octaskly(agent, home, "map", "--retry-failed", "last")
+
+    assert (failed.returncode, done.returncode) == (1, 125), (failed, done)
+    found = texts_in(home)
+    [beside] = found.keys() - {"edited"}
+    assert found == {"edited": "mine\n", beside: "before\nnew\n"}
+
+
 def test_an_interrupted_map_says_how_to_fetch_what_was_not_fetched(
     agent: DemoAgent, home: Path
 ) -> None:

@@ -42,7 +42,12 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.cli.output.terminal import is_terminal, print_exact, print_line
-from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
+from octaskly.cli.sent_files import (
+    SentFiles,
+    SentPaths,
+    digests_sent_from,
+    warn_of_local_files,
+)
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
@@ -475,9 +480,7 @@ def _run_array(
         ):
             array, total = begin(client, files)
             files.cancel_on_failure(array)
-            if declared is None:
-                declared = _declared_outputs(client, array)
-            fetcher = _MemberFetcher(client, files.digests(cwd)) if declared else None
+            fetcher = _fetcher_of(client, array, files.digests(cwd), declared)
             results = ResultPrinter(
                 client,
                 array,
@@ -489,23 +492,39 @@ def _run_array(
             with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
                 code = _print(client, results, array, noted, has_outputs=bool(fetcher))
             files.finish()
-            return code or (fetcher.finish(declared) if fetcher else 0)
+            return code or (fetcher.finish() if fetcher else 0)
     except OctasklyError as error:
         code = report_error(error)
         is_own = code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND}
         return code if is_own else EXIT_OCTASKLY_FAILED
 
 
-def _declared_outputs(client: Session, array: str) -> list[str]:
-    known = client.send_and_decode(rest_calls.task(array), Task)
-    return [out.path for out in known.outputs]
+def _fetcher_of(
+    client: Session,
+    array: str,
+    sent: Mapping[str, bytes],
+    declared: Sequence[str] | None,
+) -> _MemberFetcher | None:
+    """Return what fetches the outputs of an array; None if there are none.
+
+    If they are not known here, an earlier command has declared them, and has sent the
+    files.
+    """
+    if declared is None:
+        known = client.send_and_decode(rest_calls.task(array), Task)
+        declared = [out.path for out in known.outputs]
+        sent = digests_sent_from(Path(), known)
+    return _MemberFetcher(client, declared, sent) if declared else None
 
 
 class _MemberFetcher:
     """Fetches the outputs of members into the current folder, as they end."""
 
-    def __init__(self, client: Session, sent: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, client: Session, declared: Sequence[str], sent: Mapping[str, bytes]
+    ) -> None:
         self._client = client
+        self._declared = declared
         self._known = dict(sent)  #: SHA-256 that a file here may have to be replaced
         self._files = self._bytes = 0
         self._is_complete = True
@@ -540,7 +559,7 @@ class _MemberFetcher:
     def _read(self, task: str) -> Task:
         return self._client.send_and_decode(rest_calls.task(task), Task)
 
-    def finish(self, declared: Sequence[str]) -> int:
+    def finish(self) -> int:
         """Say what was fetched; return the exit code of an array that succeeded."""
         from octaskly.cli.output.fetched import fetched_text  # noqa: PLC0415
         from octaskly.files.unpacker import Fetched  # noqa: PLC0415
@@ -548,7 +567,7 @@ class _MemberFetcher:
         if is_terminal(is_error=True):
             found = Fetched(files=self._files, bytes=self._bytes)
             mark = "✓" if self._is_complete else "✗"
-            note(f"{mark} {fetched_text(declared, found)}")
+            note(f"{mark} {fetched_text(self._declared, found)}")
         return 0 if self._is_complete else EXIT_OCTASKLY_FAILED
 
 

@@ -14,6 +14,7 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.fetched import fetch_outputs, fetched_text, report_fetched
 from octaskly.cli.output.render import EXIT_OCTASKLY_FAILED, note, print_json
+from octaskly.cli.sent_files import digests_sent_from
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Conflict
@@ -56,12 +57,15 @@ def fetch(
     results = []
     is_complete = True
     taken: dict[str, bytes] = {}  #: files of other members, which globs may cover too
-    sent_by_tree: dict[str, dict[str, bytes]] = {}
+    sent_by_tree: dict[str, dict[str, bytes]] = {}  #: members of an array share one
     with context.connect() as client:
         full = resolve_ref(client, ref)
         for task in _tasks_with_outputs(client, full):
             placed: set[str] = set()
-            sent = ChainMap(taken, _sent_from(folder, task, sent_by_tree))
+            tree = task.tree.sha256 if task.tree else ""
+            if tree not in sent_by_tree:
+                sent_by_tree[tree] = digests_sent_from(folder, task)
+            sent = ChainMap(taken, sent_by_tree[tree])
             fetched = fetch_outputs(client, task, folder, sent=sent, placed=placed)
             taken |= dict.fromkeys(placed, NO_DIGEST)
             is_complete &= report_fetched(task, fetched)
@@ -101,30 +105,6 @@ def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
     kept = [member for member in members if any(o.path for o in member.outputs)]
     _check_distinct(kept)
     return kept
-
-
-def _sent_from(
-    folder: Path, task: Task, known: dict[str, dict[str, bytes]]
-) -> dict[str, bytes]:
-    """Return the SHA-256 of the files that were sent with a task from a folder.
-
-    Args:
-        folder: The folder.
-        task: The task; if it has a `cwd`, no sent file has the path of an output.
-        known: Gets the result by the SHA-256 of the tree; members of an array share it.
-    """
-    if task.tree is None or task.cwd:
-        return {}
-    from octaskly.client.local_files import (  # noqa: PLC0415 - for --in only
-        find_sent_digests,
-    )
-
-    if (digests := known.get(task.tree.sha256)) is None:
-        sent = find_sent_digests(task.tree)
-        is_here = sent is not None and folder.resolve() == Path(sent.folder).resolve()
-        digests = dict(sent.by_path) if sent is not None and is_here else {}
-        known[task.tree.sha256] = digests
-    return digests
 
 
 def _check_distinct(members: Iterable[Task]) -> None:
