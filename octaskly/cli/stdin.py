@@ -7,6 +7,7 @@ command may start on another machine, or twice.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import stat
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 import click
@@ -33,6 +35,9 @@ from octaskly.errors import OctasklyError
 
 CHUNK_BYTES: Final = 1 << 20
 HINT_AFTER_S: Final = 2.0
+READING_NOTE: Final = (
+    "reading stdin to its end before the command starts; with </dev/null it gets none"
+)
 
 
 class _Content(NamedTuple):
@@ -57,54 +62,91 @@ class _Content(NamedTuple):
 def stdin_fields(client: Session) -> dict[str, Any]:
     """Return the fields of a task that give it the stdin of this command, if any.
 
-    A terminal or a device is not passed on: the command could not interact with it.
+    A terminal is not passed on: the command could not interact with it. Nor is another
+    device, which may have no end.
     """
     fd = sys.stdin.fileno()  # Not 0, which another file may have if stdin was closed.
-    if click.get_current_context().meta.get(STDIN_CONSUMED) or not _is_readable(fd):
+    if click.get_current_context().meta.get(STDIN_CONSUMED):
         return {}
-    head = _read_head(fd)
-    if len(head) <= STDIN_BYTES_MAX:
-        return {"stdin_base64": base64.b64encode(head).decode()} if head else {}
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        start = os.lseek(fd, 0, os.SEEK_CUR) - len(head)
-        _check_quota(client, os.fstat(fd).st_size - start)
-        return _send(client, _hash_from(fd, start))
-    with tempfile.TemporaryFile(prefix="octaskly-") as spool:
-        try:
-            _spool(client, head, fd, spool)
-            spool.flush()
-        except OSError as error:
-            raise OctasklyError(
-                f"this machine cannot store stdin in {tempfile.gettempdir()}:"
-                f" {error.strerror}",
-                hint="TMPDIR=/var/tmp octaskly run ...    stores it elsewhere",
-            ) from None
-        return _send(client, _hash_from(spool.fileno(), 0))
+    if not _is_passed_on(fd):
+        if not (os.isatty(fd) or _is_null(fd)):
+            note(
+                "warning: stdin is neither a pipe nor a file, so the command gets none;"
+                " cat DEVICE | octaskly run ...    passes it on"
+            )
+        return {}
+    with contextlib.ExitStack() as files:
+        with _hint_if_slow():
+            content = _read(client, fd, files)
+        if isinstance(content, _Content):
+            return _send(client, content)
+    return {"stdin_base64": base64.b64encode(content).decode()} if content else {}
 
 
-def _is_readable(fd: int) -> bool:
+def _is_passed_on(fd: int) -> bool:
     mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def _read_head(fd: int) -> bytes:
-    """Read a little more than a task may carry; say so if that takes long."""
-    hint = threading.Timer(
-        HINT_AFTER_S,
-        note,
-        ("reading stdin for the command; with </dev/null it gets none",),
-    )
+def _is_null(fd: int) -> bool:
+    """Return True if this is `/dev/null`, which stands for no stdin."""
+    status = os.fstat(fd)
+    is_device = stat.S_ISCHR(status.st_mode)
+    return is_device and status.st_rdev == Path(os.devnull).stat().st_rdev
+
+
+@contextlib.contextmanager
+def _hint_if_slow() -> Iterator[None]:
+    """Say that stdin is read if the block takes long: the command has not started."""
+    hint = threading.Timer(HINT_AFTER_S, note, (READING_NOTE,))
     hint.start()
     try:
-        head = bytearray()
-        while len(head) <= STDIN_BYTES_MAX:
-            data = os.read(fd, CHUNK_BYTES)
-            if not data:
-                break
-            head += data
-        return bytes(head)
+        yield
     finally:
         hint.cancel()
+
+
+def _read(client: Session, fd: int, files: contextlib.ExitStack) -> bytes | _Content:
+    """Return stdin as a task carries it, or else the file that has all of it.
+
+    Args:
+        client: Session with the node that stores it.
+        fd: The stdin of this command.
+        files: Closes the file that is returned.
+
+    Raises:
+        OctasklyError: no node has room for it, or this machine has none.
+    """
+    head = _read_head(fd)
+    if len(head) <= STDIN_BYTES_MAX:
+        return head
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        start = os.lseek(fd, 0, os.SEEK_CUR) - len(head)
+        _check_quota(client, os.fstat(fd).st_size - start)
+        return _hash_from(fd, start)
+    try:
+        spool = tempfile.TemporaryFile(prefix="octaskly-")  # noqa: SIM115 - see `files`
+        files.enter_context(spool)
+        _spool(client, head, fd, spool)
+        spool.flush()
+    except OSError as error:
+        raise OctasklyError(
+            f"this machine cannot store stdin in {tempfile.gettempdir()}:"
+            f" {error.strerror}",
+            hint="TMPDIR=/var/tmp octaskly run ...    stores it elsewhere",
+        ) from None
+    return _hash_from(spool.fileno(), 0)
+
+
+def _read_head(fd: int) -> bytes:
+    """Read a little more than a task may carry."""
+    head = bytearray()
+    while len(head) <= STDIN_BYTES_MAX:
+        data = os.read(fd, CHUNK_BYTES)
+        if not data:
+            break
+        head += data
+    return bytes(head)
 
 
 def _spool(client: Session, head: bytes, fd: int, spool: IO[bytes]) -> None:

@@ -117,6 +117,24 @@ def test_run_without_stdin_waits_for_nothing(agent: DemoAgent) -> None:
         assert (done.returncode, done.stdout) == (0, b"0\n"), done
 
 
+def test_run_says_that_a_device_is_not_passed_on(agent: DemoAgent) -> None:
+    """It may have no end. Without a word, it would seem to be empty."""
+    with Path("/dev/zero").open("rb", buffering=0) as device:
+        done = subprocess.run(
+            typed("--state-dir", str(agent.state), "run", "--", "wc -c"),
+            stdin=device,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert (done.returncode, done.stdout) == (0, b"0\n"), done
+    assert without_wait_reason(done).stderr == (
+        b"warning: stdin is neither a pipe nor a file, so the command gets none;"
+        b" cat DEVICE | octaskly run ...    passes it on\n"
+    )
+
+
 def test_run_says_that_it_reads_a_pipe_that_stays_open(agent: DemoAgent) -> None:
     """Somebody who did not expect it would wait for ever; Ctrl-C ends it."""
     words = ["--state-dir", str(agent.state), "run", "--", "cat"]
@@ -127,7 +145,10 @@ def test_run_says_that_it_reads_a_pipe_that_stays_open(agent: DemoAgent) -> None
     )
     with reading:
         assert reading.stderr is not None
-        assert b"reading stdin" in reading.stderr.readline()
+        assert reading.stderr.readline() == (
+            b"reading stdin to its end before the command starts; with </dev/null it"
+            b" gets none\n"
+        )
         reading.send_signal(signal.SIGINT)
         assert reading.wait(60) == 130
 

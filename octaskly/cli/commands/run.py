@@ -102,8 +102,8 @@ def run(
     free capacity. An idle mesh may choose the same node each time; --on chooses one.
 
     One argument is shell code; several are joined with shell quoting.
-    The command reads your stdin if that is a pipe or a file, as ssh does:
-    in a `while read` loop, add </dev/null.
+    The command gets your stdin if that is a pipe or a file, and starts once
+    all of it is read: in a `while read` loop, add </dev/null.
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.
     """
