@@ -46,8 +46,11 @@ def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
 def test_many_lines_are_one_request(
     api: Api, octaskly: Run, tmp_path: Path, how: str
 ) -> None:
-    """One command a line, without blanks and comments; all or nothing, ids in order."""
-    lines = b"# all\ntrue\n\n  echo 2  \n  # last\nexit 3 # not here\n"
+    """One command a line, without blanks and comments; all or nothing, ids in order.
+
+    The mark with which editors of Windows begin a file is no part of a command.
+    """
+    lines = b"\xef\xbb\xbf# all\ntrue\n\n  echo 2  \n  # last\nexit 3 # not here\n"
     (tmp_path / "lines").write_bytes(lines)
     source = ["-"] if how == "stdin" else ["--file", str(tmp_path / "lines")]
 

@@ -7,6 +7,7 @@ import posixpath
 import re
 import shlex
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -136,7 +137,7 @@ def _read(*, is_nul: bool) -> list[str]:
     data = sys.stdin.buffer.read(ITEMS_BYTES_MAX + 1)
     if len(data) > ITEMS_BYTES_MAX:
         raise _too_many()
-    text = data.decode("utf-8", "surrogateescape")
+    text = data.removeprefix(BOM_UTF8).decode("utf-8", "surrogateescape")
     if is_nul:
         return text.removesuffix("\0").split("\0") if text else []
     return [line for line in text.split("\n") if line]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
@@ -254,7 +255,8 @@ def _lines(file: BinaryIO | None) -> list[_Line]:
     lines = []
     for number, data in enumerate(file or (), 1):
         try:
-            command = data.decode().strip()
+            # Editors of Windows begin a file with a mark, which is no command.
+            command = data.removeprefix(BOM_UTF8).decode().strip()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"line {number} is not UTF-8 text") from error
         if command and not command.startswith("#"):
