@@ -63,6 +63,8 @@ REPORTS_MAX: Final = 64  #: that wait
 GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
 ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
 ENTRY_BYTES: Final = 512  #: of an entry without output, roughly
+ACKS: Final = (ResultsOk, RangeResultsOk)
+ASSIGNMENTS: Final = (Assigned, MembersAssigned)
 
 GatheredEffect = Send | NumberedWrite
 """An effect that waits, or that takes along what waits."""
@@ -183,7 +185,7 @@ class Gathering:
             elif isinstance(fact, MembersSucceeded):
                 has_ends = True
                 size_bytes += MEMBER_BYTES * fact.count
-            elif not isinstance(fact, Assigned | MembersAssigned):
+            elif not isinstance(fact, ASSIGNMENTS):
                 return False
         if not has_ends or size_bytes > self._bytes_max:
             return False
@@ -210,11 +212,7 @@ class Gathering:
         return not all(map(self._has_unended_members, arrays))
 
     def _hold_ack(self, effect: Send, now: Moment) -> bool:
-        is_ack = all(
-            isinstance(message, ResultsOk | RangeResultsOk)
-            for message in effect.messages
-        )
-        if not is_ack:
+        if not all(isinstance(message, ACKS) for message in effect.messages):
             return False
         if not self._acks:
             self._acks_due_s = now.mono_s + ACK_WAIT_S

@@ -110,7 +110,9 @@ class MessageValidator:
         self._peer_table = peer_table
         self._logged: set[tuple[NodeId, str]] = set()
 
-    def validate_message(self, peer: NodeId, message: Message, term: int) -> str | None:
+    def validate_message(  # noqa: PLR0911  # A flat table.
+        self, peer: NodeId, message: Message, term: int
+    ) -> str | None:
         """Return the code of a peer's invalid message; None: it is valid.
 
         `term` is the highest term seen.
@@ -120,12 +122,9 @@ class MessageValidator:
             return "term"
         if isinstance(message, _DispatcherMessages) and message.epoch.node != peer:
             return "epoch"
-        match message:
-            case Hello() | Pull() | ClaimOk() | Transfer():
-                return _check_self_description(message)
-            case Claim(epoch, stream, vector):
-                code = self._check_writers(((stream, epoch),), term)
-                return code or _check_vectors(vector)
+        match message:  # Frequent messages come first, as each case takes time.
+            case Heartbeat() | HeartbeatOk():
+                return _check_addresses(message)
             case Entries() | Snapshot() | Replicate() | ReplicateOk():
                 return self._check_log_message(peer, message, term)
             case (
@@ -137,6 +136,11 @@ class MessageValidator:
                 | RangeResultsOk()
             ):
                 return self._check_work_message(peer, message)
+            case Hello() | Pull() | ClaimOk() | Transfer():
+                return _check_self_description(message)
+            case Claim(epoch, stream, vector):
+                code = self._check_writers(((stream, epoch),), term)
+                return code or _check_vectors(vector)
             case RecordBatch() | KeyringStatus() | KeyringTransfer():
                 return _check_broadcast(message)
             case _:

@@ -104,15 +104,21 @@ class MessageHandlers:
         ignored or answered, never an error.
         """
         claim_handlers = self._claim_handlers
-        match message:
+        match message:  # Frequent messages come first, as each case takes time.
+            case Heartbeat():
+                return self._on_heartbeat(peer, message, now)
+            case HeartbeatOk() | Results() | RangeResults() | Reattach() | HeldBlobs():
+                return self._worker_messages.on_worker_message(peer, message, now)
+            case Replicate():
+                return self._log_receiver.on_replicate(peer, message, now)
+            case ReplicateOk():
+                return self._replication.on_replicate_ok(peer, message, now)
             case (
                 Assign(epoch) | AssignRanges(epoch) | Kill(epoch) | RecordBatch(epoch)
             ) if self._is_stale_epoch(epoch):
                 # Rule I7 applies as soon as a higher epoch is known. The worker gets
                 # the epoch only once it is durable.
                 return claim_handlers.reject_stale_dispatcher(peer)
-            case Heartbeat():
-                return self._on_heartbeat(peer, message, now)
             case Assign() | AssignRanges():
                 return self._worker.on_assign(peer, message, now)
             case Kill():
@@ -125,12 +131,6 @@ class MessageHandlers:
                 return self._record_writer.on_record_batch(message)
             case Roster():
                 return self._on_roster(peer, message, now)
-            case HeartbeatOk() | Results() | RangeResults() | Reattach() | HeldBlobs():
-                return self._worker_messages.on_worker_message(peer, message, now)
-            case Replicate():
-                return self._log_receiver.on_replicate(peer, message, now)
-            case ReplicateOk():
-                return self._replication.on_replicate_ok(peer, message, now)
             case Pull():
                 return self._on_pull(peer, message, now)
             case Entries() | Snapshot():

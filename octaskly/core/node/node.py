@@ -390,11 +390,18 @@ class Node:
         self, event: Event, now: Moment
     ) -> list[Effect]:
         dispatcher = self._dispatcher
-        match event:
+        match event:  # Frequent events come first, as each case takes time.
             case TimerFired():
                 return []
             case Received(peer, messages):
                 return self._message_handlers.on_received(peer, messages, now)
+            case Persisted(number):
+                self._journal.on_persisted(number)
+                # Clients are waiting for these answers, so they come first.
+                effects = self._replication.release_acks(now)
+                return effects + self._journal.run_deferred(now)
+            case AttemptsEnded(reports):
+                return self._worker.on_attempts_ended(reports, now)
             case PeerUp():
                 return self._on_peer_up(event, now)
             case PeerDown(peer, reason) if is_visitor(peer):
@@ -458,13 +465,6 @@ class Node:
                 | FloorPlanned()
             ):
                 return dispatcher.on_store_answer(event, now)
-            case Persisted(number):
-                self._journal.on_persisted(number)
-                # Clients are waiting for these answers, so they come first.
-                effects = self._replication.release_acks(now)
-                return effects + self._journal.run_deferred(now)
-            case AttemptsEnded(reports):
-                return self._worker.on_attempts_ended(reports, now)
             case HeldBlobsChanged():
                 return self._worker.on_held_blobs_changed(event)
             case TreeSized(sha256, sizes):
