@@ -28,7 +28,7 @@ from tests.simulation.kinds import (
 from tests.simulation.world import World
 
 BLOCK = 20  #: seeds that one process takes at a time
-GARBAGE = 50_000  #: new objects between two garbage collections
+GARBAGE = 200_000  #: new objects between two garbage collections
 SEED_MAX = 1 << 31
 
 
@@ -74,10 +74,16 @@ def failures(
     # The same on all versions of Python.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        processes, context, initializer=gc.set_threshold, initargs=(GARBAGE,)
+        processes, context, initializer=_collect_less_garbage
     ) as pool:
         for found in pool.map(_failures_in, blocks, repeat(kind)):
             yield from found
+
+
+def _collect_less_garbage() -> None:
+    """Spare collections of garbage, which would find little beside the last world."""
+    gc.freeze()  # What is imported stays.
+    gc.set_threshold(GARBAGE)
 
 
 def _failures_in(seeds: range, kind: str) -> list[str]:

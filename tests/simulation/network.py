@@ -418,7 +418,9 @@ class Network:
         world.at(due_s - world.time_s, action)  # type: ignore[arg-type]
 
     def _delay_s(self) -> float:
-        return self._world.random.uniform(*self.delay_ms) / 1000
+        least_ms, most_ms = self.delay_ms
+        # As `uniform`, without a call of it for each message.
+        return (least_ms + (most_ms - least_ms) * self._world.random.random()) / 1000
 
     def _node_at(self, addresses: tuple[Address, ...]) -> NodeId | None:
         for machine in self._world.machines.values():

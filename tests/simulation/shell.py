@@ -21,6 +21,7 @@ from octaskly.core.effects import (
     LoadUnblocked,
     LogLine,
     MergeRows,
+    NumberedWrite,
     PlanFloor,
     Save,
     SavePeer,
@@ -42,13 +43,6 @@ from tests.simulation.storage import read
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-NUMBERED = (
-    Append,
-    StageRows,
-    MergeRows,
-    Save,
-)  #: they go to the disk, in order
-
 
 class Shell:
     """Performs the effects of all nodes, in order."""
@@ -66,7 +60,7 @@ class Shell:
                 if is_alive:
                     send(machine.id, effect.peer, effect.messages)
                 continue
-            if isinstance(effect, NUMBERED):
+            if isinstance(effect, NumberedWrite):
                 assert effect.number >= number, f"appends out of order: {effects}"
                 number = effect.number
             if is_alive:

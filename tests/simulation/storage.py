@@ -17,6 +17,7 @@ from octaskly.core.effects import (
     LoadTasks,
     LoadUnblocked,
     MergeRows,
+    NumberedWrite,
     PlanFloor,
     Save,
     ServePull,
@@ -68,9 +69,7 @@ class Storage:
         place = split_member_id(task)
         return (task if place is None else place[0]) in self.forgotten
 
-    def write(
-        self, machine: Machine, effect: Append | StageRows | MergeRows | Save
-    ) -> None:
+    def write(self, machine: Machine, effect: NumberedWrite) -> None:
         """Hand an effect to a disk, which the next commit makes durable."""
         disk = machine.disk
         match effect:

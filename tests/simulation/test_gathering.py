@@ -34,7 +34,7 @@ class WrittenEnds:
         self.writes = 0
         self.entries_max = 0  #: in one of them
         self.ends: Counter[TaskId] = Counter()
-        world.watchers.append(self._note)
+        world.watchers.on_step(self._note)
 
     def _note(self, machine: Machine, _event: Event, effects: list[Effect]) -> None:
         if machine.node is None or not machine.node.is_dispatcher:

@@ -32,7 +32,7 @@ def test_a_single_task_starts_soon_among_prefetched_members() -> None:
         facts = (entry.fact for entry in entries)
         ranges.extend(f.count for f in facts if isinstance(f, MembersAssigned))
 
-    world.watchers.append(note)
+    world.watchers.on_step(note)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
     (head,) = world.dispatchers()

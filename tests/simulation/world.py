@@ -36,6 +36,7 @@ from tests.simulation.storage import Storage
 from tests.simulation.store.ages import CLOCK_ERROR_MS
 from tests.simulation.store.disk import Disk
 from tests.simulation.timeline import Due, Timeline
+from tests.simulation.watchers import Watchers
 
 WALL_MS = 1_700_000_000_000
 ROUNDING_S = 0.002  #: wall clocks count in milliseconds
@@ -88,7 +89,7 @@ class World(Timeline):
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.is_skewed = False  #: a wall clock was moved
         self.is_step_lost = False  #: by a disk that was restored from a backup
-        self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
+        self.watchers = Watchers()
         self._log: list[tuple[float, NodeId, type[Event], int, Epoch]] = []
         """The steps, which distinguish two runs."""
         self._is_traced = is_traced
@@ -303,8 +304,7 @@ class World(Timeline):
             self.shell.perform_all(machine, node, effects)
         if machine.node is not node:
             return
-        for watch in self.watchers:
-            watch(machine, event, effects)
+        self.watchers.check_step(machine, event, effects)
         self._set_timer(machine, node)
 
     def _record(self, machine: Machine, event: Event, effects: list[Effect]) -> None:

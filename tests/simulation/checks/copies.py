@@ -7,16 +7,20 @@ program cannot read.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Append, Effect, MergeRows, Save, Send, StageRows
-from octaskly.core.events import Event, Received
+from octaskly.core.effects import Append, Effect, LogWrite, MergeRows, Save
+from octaskly.core.events import Event
 from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.node.gathering import ACK_WAIT_S
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import RangeResultsOk, ResultsOk
+from octaskly.core.protocol.messages import (
+    RangeResults,
+    RangeResultsOk,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.replies import CancelResult, Reply, TasksAccepted
 from tests.simulation.machine import Machine
-from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
 from tests.simulation.world import World
@@ -27,6 +31,7 @@ from tests.support.attempts_in_messages import (
     reported_keys,
 )
 
+LOGGED = (Append, MergeRows, Save)  #: effects that write a stream or begin one
 NOTICED_S = 5.0  #: time within which other nodes notice the end of a process
 
 
@@ -40,30 +45,23 @@ class Copies:
         self._reported_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
         """Time since when each process has results that it has not acknowledged."""
         self._versions: dict[StreamId, int] = {}  #: the writer of each stream
-        world.watchers.append(self)
+        world.watchers.on_received(RESULT_REPORTS, self._note_results)
+        world.watchers.on_sent(RESULT_ACKS, self._results_are_safe)
+        world.watchers.on_effect(LOGGED, self._is_readable)
+        world.watchers.on_step(self._note_standbys)
         world.clients.answer_watchers.append(self.on_answer)
 
-    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check one step and its effects."""
+    def _note_standbys(
+        self, machine: Machine, _event: Event, _effects: list[Effect]
+    ) -> None:
+        """Note since when each dispatcher has had a standby in sync."""
         node = machine.node
         assert node is not None
-        if isinstance(event, Received):
-            self._note_results(node, event)
-        for effect in effects:
-            if isinstance(effect, Send):
-                self._on_sent(machine, effect)
-            elif isinstance(effect, NUMBERED):
-                self._is_readable(machine, effect)
         if not node.has_in_sync_standby:
             self._with_standby_in_sync.pop(machine.id, None)
         elif self._with_standby_in_sync.get(machine.id) is not node:
             self._with_standby_in_sync[machine.id] = node
             self._in_sync_since_s[machine.id] = self._world.time_s
-
-    def _on_sent(self, machine: Machine, sent: Send) -> None:
-        for message in sent.messages:
-            if isinstance(message, RESULT_ACKS):
-                self._results_are_safe(machine, message)
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client at the instant at which it leaves."""
@@ -123,13 +121,12 @@ class Copies:
             or (waited_s >= self._world.timing.replication_wait_s - 0.01)
         ), f"{machine.id} waited {waited_s:.3f} s for no standby"
 
-    def _note_results(self, node: Node, event: Received) -> None:
-        for message in event.messages:
-            if not isinstance(message, RESULT_REPORTS):
-                continue
-            for task, attempt in reported_keys(message):
-                key = (node, task, attempt)
-                self._reported_s.setdefault(key, self._world.time_s)
+    def _note_results(self, machine: Machine, message: Results | RangeResults) -> None:
+        node = machine.node
+        assert node is not None
+        for task, attempt in reported_keys(message):
+            key = (node, task, attempt)
+            self._reported_s.setdefault(key, self._world.time_s)
 
     def _results_are_safe(
         self, machine: Machine, message: ResultsOk | RangeResultsOk
@@ -160,9 +157,7 @@ class Copies:
                     f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
                 )
 
-    def _is_readable(
-        self, machine: Machine, effect: Append | StageRows | MergeRows | Save
-    ) -> None:
+    def _is_readable(self, machine: Machine, effect: LogWrite | Save) -> None:
         """3.10: no node receives entries that its program cannot read."""
         streams: set[StreamId] = set()
         match effect:
@@ -172,7 +167,7 @@ class Copies:
                 streams = {entry.stream for entry in effect.entries}
             case MergeRows():
                 streams = {stream for stream, _ in effect.head.vector}
-            case Save() | StageRows():
+            case Save():
                 return
         for stream in streams:
             version = self._versions[stream]

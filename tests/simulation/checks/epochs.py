@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from octaskly.core.effects import Effect, LogLine, Send
+from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.phases import (
     Campaigning,
     Claiming,
@@ -19,7 +19,7 @@ from octaskly.core.election.phases import (
     Phase,
     SteppingDown,
 )
-from octaskly.core.events import Event, Received
+from octaskly.core.events import Event
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Claim, ClaimOk, Replicate, ReplicateOk
@@ -61,23 +61,23 @@ class EpochWatch:
         self._seen = {node: _Seen() for node in world.machines}
         self._is_stale: dict[tuple[NodeId, int, Epoch, int], bool] = {}
         self._checked = 0
-        world.watchers.append(self)
+        self._lines: list[LogLine] = []  #: of this step, about transitions
+        world.watchers.on_received((Replicate,), self._note_stale)
+        world.watchers.on_sent(CLAIMS, self._is_on_disk)
+        world.watchers.on_sent((ReplicateOk,), self._is_not_stale)
+        world.watchers.on_effect((LogLine,), self._note_line)
+        world.watchers.on_step(self._check_state)
 
-    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check one step and its effects."""
+    def _check_state(
+        self, machine: Machine, _event: Event, _effects: list[Effect]
+    ) -> None:
+        """Compare a node after a step with what it was before."""
         node, seen = machine.node, self._seen[machine.id]
         assert node is not None
-        if isinstance(event, Received):
-            self._note_stale(machine, seen, event)
-        lines = []
-        for effect in effects:
-            if isinstance(effect, Send):
-                self._on_sent(machine, effect)
-            elif isinstance(effect, LogLine) and effect.event in LINES:
-                lines.append(effect)
-        phase, epoch = type(node.phase), node.epoch
+        phase, epoch, lines = type(node.phase), node.epoch, self._lines
         if lines or seen.node is not node or seen.phase is not phase:
             _transition_is_logged(machine, seen, phase, lines)
+            self._lines = []
         if seen.disk is not machine.disk or seen.term != machine.disk.term:
             _term_never_decreases(machine, seen)
         if seen.node is not node or seen.epoch is not epoch:
@@ -86,24 +86,21 @@ class EpochWatch:
         seen.disk, seen.term = machine.disk, machine.disk.term
         self._no_stale_start()
 
-    def _on_sent(self, machine: Machine, sent: Send) -> None:
-        for message in sent.messages:
-            if isinstance(message, CLAIMS):
-                self._is_on_disk(machine, message)
-            elif isinstance(message, ReplicateOk):
-                self._is_not_stale(machine, message)
+    def _note_line(self, _machine: Machine, line: LogLine) -> None:
+        if line.event in LINES:
+            self._lines.append(line)
 
     def _is_on_disk(self, machine: Machine, message: Claim | ClaimOk) -> None:
         """§ 3.4: a claim or followed dispatcher is on disk before others hear of it."""
         saved = machine.disk.epoch
         assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
 
-    def _note_stale(self, machine: Machine, seen: _Seen, event: Received) -> None:
-        for message in event.messages:
-            if isinstance(message, Replicate) and seen.node is machine.node:
-                key = (machine.id, machine.life, message.epoch, message.number)
-                # A batch that came in time may come again, and is acknowledged once.
-                self._is_stale.setdefault(key, message.epoch < seen.epoch)
+    def _note_stale(self, machine: Machine, message: Replicate) -> None:
+        seen = self._seen[machine.id]
+        if seen.node is machine.node:
+            key = (machine.id, machine.life, message.epoch, message.number)
+            # A batch that came in time may come again, and is acknowledged once.
+            self._is_stale.setdefault(key, message.epoch < seen.epoch)
 
     def _is_not_stale(self, machine: Machine, message: ReplicateOk) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""

@@ -5,8 +5,7 @@ No node that knows of the purge writes the task again.
 
 from __future__ import annotations
 
-from octaskly.core.effects import Append, Effect
-from octaskly.core.events import Event
+from octaskly.core.effects import Append
 from octaskly.core.log.facts import Entry, Submitted
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.ids import StreamId, TaskId
@@ -22,17 +21,14 @@ class Forgetting:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        world.watchers.append(self)
+        world.watchers.on_effect((Append,), self.on_append)
         world.storage.gone_watchers.append(self.on_gone)
 
-    def __call__(self, machine: Machine, _event: Event, effects: list[Effect]) -> None:
-        """Check the writes of one step."""
-        for effect in effects:
-            if not isinstance(effect, Append):
-                continue
-            for entry in effect.entries:
-                if isinstance(entry.fact, Submitted):
-                    self._is_not_brought_back(machine, entry, entry.fact)
+    def on_append(self, machine: Machine, append: Append) -> None:
+        """Check one write."""
+        for entry in append.entries:
+            if isinstance(entry.fact, Submitted):
+                self._is_not_brought_back(machine, entry, entry.fact)
 
     def on_gone(self, machine: Machine, row: TaskRow) -> None:
         """F19: only tasks that ended long ago are forgotten."""

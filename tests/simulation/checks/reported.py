@@ -7,9 +7,9 @@ those who wait, to webhooks and to event streams.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-from octaskly.core.effects import AnnounceTaskStates, Append, Effect
-from octaskly.core.events import Event
+from octaskly.core.effects import AnnounceTaskStates, Append
 from octaskly.core.log.facts import Decided, Finished, TaskCancelled, TaskFact
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
 from octaskly.core.log.range_facts import task_entries
@@ -26,17 +26,14 @@ HEALED_S = 25.0  #: a split may have two dispatchers so long after its end (G6)
 def watch_reports(world: World) -> None:
     """Compare each announced outcome with the one announced before."""
 
-    def watch(machine: Machine, _event: Event, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Append):
-                _note_losses(world, machine, effect)
-            if isinstance(effect, AnnounceTaskStates):
-                if len(dispatchers := world.dispatchers()) > 1:
-                    world.network.note_apart(*dispatchers)  # Each has its own part.
-                for task in effect.tasks:
-                    _check_task(world, machine, task)
+    def on_announced(machine: Machine, announced: AnnounceTaskStates) -> None:
+        if len(dispatchers := world.dispatchers()) > 1:
+            world.network.note_apart(*dispatchers)  # Each has its own part.
+        for task in announced.tasks:
+            _check_task(world, machine, task)
 
-    world.watchers.append(watch)
+    world.watchers.on_effect((Append,), partial(_note_losses, world))
+    world.watchers.on_effect((AnnounceTaskStates,), on_announced)
 
 
 def reported_outcomes_stay(world: World) -> None:

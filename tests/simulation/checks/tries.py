@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Effect, MergeRows, Send
+from octaskly.core.effects import Append, Effect, MergeRows
 from octaskly.core.events import Event, Persisted
 from octaskly.core.log.facts import (
     Assigned,
@@ -102,24 +102,29 @@ class TryWatch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._known = {node: Known() for node in world.machines}
-        world.watchers.append(self)
+        world.watchers.on_event((Persisted,), self._settle)
+        world.watchers.on_effect((Append,), self._on_append)
+        world.watchers.on_effect((MergeRows,), self._on_merge)
+        world.watchers.on_step(self._note_epoch)
 
-    def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check one step and its effects."""
+    def _note_epoch(
+        self, machine: Machine, _event: Event, _effects: list[Effect]
+    ) -> None:
+        self._known_to(machine)
+
+    def _on_append(self, machine: Machine, append: Append) -> None:
         known = self._known_to(machine)
-        if isinstance(event, Persisted):
-            self._settle(known, event.number)
-        for effect in effects:
-            if isinstance(effect, Send):
-                continue  # Most effects.
-            if isinstance(effect, Append):
-                for entry in member_entries(effect.entries):
-                    self._on_entry(machine, known, entry)
-                    self._note(known, effect.number, entry.fact)
-            elif isinstance(effect, MergeRows):
-                for row in machine.disk.staged[effect.snapshot].parts[0].rows:
-                    for fact in facts_of(row.record):
-                        self._note(known, effect.number, fact)
+        for entry in member_entries(append.entries):
+            key = _key_of(entry.fact)
+            self._on_entry(machine, known, entry, key)
+            if key is not None:
+                known.written.append((append.number, key))
+
+    def _on_merge(self, machine: Machine, merge: MergeRows) -> None:
+        known = self._known_to(machine)
+        for row in machine.disk.staged[merge.snapshot].parts[0].rows:
+            keys = map(_key_of, facts_of(row.record))
+            known.written.extend((merge.number, key) for key in keys if key)
 
     def _known_to(self, machine: Machine) -> Known:
         known, node = self._known[machine.id], machine.node
@@ -135,49 +140,30 @@ class TryWatch:
             known.ours.clear()
         return known
 
-    def _settle(self, known: Known, number: int) -> None:
-        count = 0
+    def _settle(self, machine: Machine, persisted: Persisted) -> None:
+        known, count = self._known_to(machine), 0
         for at, key in known.written:
-            if at > number:
+            if at > persisted.number:
                 break
             known.hold(key, self._world.time_s)
             count += 1
         del known.written[:count]
 
-    def _note(self, known: Known, number: int, fact: Fact) -> None:
-        match fact:
-            case Finished(task, attempt, _, outcome):
-                known.written.append((number, _end(task, attempt, outcome)))
-            case TaskCancelled(task):
-                known.written.append((number, _cancel(task)))
-            case Decided(task):
-                known.written.append((number, _verdict(task)))
-            case Submitted(spec):
-                known.written.append((number, _submission(spec.id)))
-            case _:
-                pass
-
-    def _on_entry(self, machine: Machine, known: Known, entry: Entry) -> None:
+    def _on_entry(
+        self, machine: Machine, known: Known, entry: Entry, key: FactKey | None
+    ) -> None:
         disk, fact = machine.disk, entry.fact
         if isinstance(fact, Submitted) and fact.task not in disk.records:
             known.forget(fact.task)
         if known.epoch == NO_EPOCH or not _is_own(disk, entry.stream, known.epoch):
             return
-        match fact:
-            case Assigned(task, attempt) if attempt.stream == entry.stream:
-                self._may_begin(machine, known, task, attempt)
-            case Finished(task, attempt, _, outcome):
-                key = _end(task, attempt, outcome)
-                if key not in _ends(disk.shown(task)):
-                    known.write(key)
-            case TaskCancelled(task):
-                known.write(_cancel(task))
-            case Decided(task):
-                known.write(_verdict(task))
-            case Submitted(spec):
-                known.write(_submission(spec.id))
-            case _:
-                pass
+        if isinstance(fact, Assigned):
+            if fact.attempt.stream == entry.stream:
+                self._may_begin(machine, known, fact.task, fact.attempt)
+        elif key is not None and not (
+            isinstance(fact, Finished) and key in _ends(disk.shown(fact.task))
+        ):
+            known.write(key)
 
     def _may_follow(self, machine: Machine, known: Known, record: TaskRecord) -> None:
         """The number of attempts never exceeds the task's limit for retries."""
@@ -249,6 +235,19 @@ def rule_of(spec: TaskSpec) -> Retry:
 
 def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
     return disk.writers.get(stream) == epoch
+
+
+def _key_of(fact: Fact) -> FactKey | None:
+    """Return the key of a fact that counts here; None for any other fact."""
+    if isinstance(fact, Finished):
+        return _end(fact.task, fact.attempt, fact.outcome)
+    if isinstance(fact, TaskCancelled):
+        return _cancel(fact.task)
+    if isinstance(fact, Decided):
+        return _verdict(fact.task)
+    if isinstance(fact, Submitted):
+        return _submission(fact.task)
+    return None
 
 
 def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> FactKey:

@@ -31,7 +31,7 @@ class TurnWatch:
         """Arrays in memory of each process, with the member that it assigned last."""
         self._assigned: set[tuple[TaskId, AttemptId]] = set()
         """Compaction writes facts again."""
-        world.watchers.append(self)
+        world.watchers.on_step(self)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check one step and its effects."""

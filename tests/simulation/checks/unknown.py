@@ -27,7 +27,7 @@ class TakeoverChecks:
         self._followed: dict[Node, NodeId] = {}
         """The last dispatcher of each process, which forgets it in a crash."""
         self._takeovers: dict[NodeId, _Takeover] = {}  #: of each dispatcher
-        world.watchers.append(self)
+        world.watchers.on_step(self)
 
     def __call__(self, machine: Machine, _event: Event, _effects: list[Effect]) -> None:
         """Check after one step."""
@@ -37,8 +37,8 @@ class TakeoverChecks:
             self._awaits_its_predecessor(machine, node)
             return
         self._takeovers.pop(machine.id, None)
-        if node.dispatcher is not None:
-            self._followed[node] = node.dispatcher
+        if (dispatcher := node.dispatcher) is not None:
+            self._followed[node] = dispatcher
 
     def _awaits_its_predecessor(self, machine: Machine, node: Node) -> None:
         """I4: it does not answer 404 for what only its dead predecessor has."""
@@ -51,6 +51,8 @@ class TakeoverChecks:
             )
             takeover = _Takeover(node.epoch, before, world.time_s, lacked)
             self._takeovers[machine.id] = takeover
+        if not takeover.tasks:
+            return
         lacked = takeover.tasks.difference(machine.disk.records)
         is_over = world.time_s >= takeover.began_s + REMEMBERED_PEER_S
         if not lacked or is_over or not knows_all(world, node):

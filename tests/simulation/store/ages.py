@@ -5,11 +5,13 @@ The bound for errors of clocks is small here, because tasks are kept for seconds
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from octaskly.core.log.task_ages import (
     ClockWatch,
     TaskAges,
+    TrustedTimestamps,
     storing_time_ms,
     trusted_timestamps,
 )
@@ -41,6 +43,12 @@ def note_stored(disk: Disk, task: TaskId, age_ms: int = 0) -> None:
     if task not in disk.records:
         return  # The fact waits for its task.
     stored_ms = storing_time_ms(disk.now) - age_ms
-    first_hlc, last_hlc = trusted_timestamps(stored_ms, CLOCK_ERROR_MS)
+    first_hlc, last_hlc = _trusted(stored_ms)
     if not first_hlc <= disk.changed[task] <= last_hlc:
         disk.stored[task] = max(stored_ms, disk.stored.get(task, 0))
+
+
+@lru_cache
+def _trusted(stored_ms: int) -> TrustedTimestamps:
+    """Return what a disk trusts; all facts of one commit have the same time."""
+    return trusted_timestamps(stored_ms, CLOCK_ERROR_MS)

@@ -68,8 +68,8 @@ class Disk:
     """Tasks, and arrays with their counts."""
     with_stdin: set[TaskId] = field(default_factory=set)
     """Tasks that may have stdin, which is freed at their end."""
-    with_parents: set[TaskId] = field(default_factory=set)
-    """Tasks that may have to wait for others."""
+    with_parents: dict[TaskId, None] = field(default_factory=dict)
+    """Tasks that may have to wait for others, in the order of `records`."""
     members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
     """Facts of members, by array and number; each array is here."""
     births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)

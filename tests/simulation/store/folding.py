@@ -41,12 +41,17 @@ def kept(fact: Fact) -> Kept:
     """Return the promises that a durable fact makes."""
     if isinstance(fact, Recorded):
         return Recorded, TaskId(f"{fact.kind}/{fact.key}"), None
+    return kept_of_task(fact)
+
+
+def kept_of_task(fact: Fact) -> Kept:
+    """Return the promises that a durable fact about a task makes."""
     return type(fact), fact.task, getattr(fact, "attempt", None)
 
 
 def enter(disk: Disk, entry: Entry, fact: TaskFact) -> None:
     """Fold the fact of an entry, or set it aside until it can count."""
-    disk.kept.add(kept(fact))
+    disk.kept.add(kept_of_task(fact))
     if isinstance(fact, Submitted):
         fold_submission(
             disk, fact, SubmissionTimes(entry.hlc, entry.hlc, entry.stream, entry.seq)
@@ -83,7 +88,7 @@ def fold_submission(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None
     if has_stdin(spec):
         disk.with_stdin.add(task)
     if spec.options is not None and spec.options.after is not None:
-        disk.with_parents.add(task)
+        disk.with_parents.setdefault(task)
     for early in waiting:
         for entry in disk.early.pop(early, ()):
             for _, later in task_entries([entry]):
@@ -105,7 +110,7 @@ def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
     record = disk.records[task]
     if task in disk.members:
         record = disk.records[task] = counted(record, disk.members[task])
-    if isinstance(fact, ENDING) and record.state.is_final:
+    if type(fact) in ENDING and record.state.is_final:
         disk.ended.append((task, hlc, record.state))
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def free_stdin(disk: Disk) -> None:
     """Free the stdin of all ended tasks, in their records and in the log."""
+    if not disk.with_stdin:
+        return  # Most worlds.
     ended = {}
     for task in disk.with_stdin:
         record = disk.records.get(task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from msgspec.structs import replace
@@ -27,16 +26,16 @@ def counted(array: TaskRecord, said: Said) -> TaskRecord:
     assert array.spec is not None
     assert array.spec.array is not None
     by = array.cancelled_by
-    tally = Counter(with_array_cancelled(record, by).state for record in said.values())
+    states = [with_array_cancelled(record, by).state for record in said.values()]
     left = TaskState.QUEUED if by is None else TaskState.CANCELLED
-    tally[left] += array.spec.array.count - len(said)
+    states += [left] * (array.spec.array.count - len(said))
     ends = [a.outcome for r in said.values() for a in r.attempts if a.outcome]
     progress = ArrayProgress(
-        queued=tally[TaskState.QUEUED],
-        running=tally[TaskState.RUNNING],
-        completed=tally[TaskState.COMPLETED],
-        failed=tally[TaskState.FAILED],
-        cancelled=tally[TaskState.CANCELLED],
+        queued=states.count(TaskState.QUEUED),
+        running=states.count(TaskState.RUNNING),
+        completed=states.count(TaskState.COMPLETED),
+        failed=states.count(TaskState.FAILED),
+        cancelled=states.count(TaskState.CANCELLED),
         started_ms=min((e.started_ms for e in ends if e.started_ms), default=None),
         ended_ms=max((e.ended_ms for e in ends if e.ended_ms), default=None),
     )

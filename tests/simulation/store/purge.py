@@ -78,7 +78,7 @@ def drop(disk: Disk, task: TaskId) -> None:
     disk.past[task] = record.state
     del disk.keys[task]
     disk.stored.pop(task, None)
-    disk.with_parents.discard(task)
+    disk.with_parents.pop(task, None)
     disk.kept -= {kept(fact) for fact in facts_of(record)}
     for number, member in disk.members.pop(task, {}).items():
         disk.kept -= {kept(fact) for fact in facts_of(member)}

@@ -80,8 +80,8 @@ def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
     """Read tasks whose parents have ended, like the port of that name."""
     waiting = [
         record
-        for task, record in disk.records.items()
-        if task in disk.with_parents and record.waits_for is not None
+        for record in map(disk.records.__getitem__, disk.with_parents)
+        if record.waits_for is not None
     ]
     found = []
     for record in waiting:
