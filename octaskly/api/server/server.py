@@ -257,7 +257,8 @@ class ServerConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Remove the connection from its pool."""
         super().connection_lost(exc)
-        self._count_answers(self._unanswered)
+        if self._unanswered:
+            self._count_answers(self._unanswered)
         self._stall_timer.stop()
         self._connection_limits.remove_connection(self)
 
@@ -354,12 +355,12 @@ class ServerConnection(web.RequestHandler):
         finally:
             self._lifecycle.finish_request(self, request, resp)
             self._connection_limits.set_serving(self, is_serving=False)
-            self._count_answers(min(1, self._unanswered))
+            if self._unanswered:
+                self._count_answers(1)
 
     def _count_answers(self, count: int) -> None:
-        if count:
-            self._unanswered -= count
-            self._turns.remove_unanswered(self.owner, count)
+        self._unanswered -= count
+        self._turns.remove_unanswered(self.owner, count)
 
 
 class ApiServer:

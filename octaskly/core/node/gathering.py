@@ -92,7 +92,7 @@ class Gathering:
         self._timers = timers
         self._arrived_s: deque[float] = deque(maxlen=limits.many_reports)
         """Times of the latest reports."""
-        self._reports: list[Event] = []
+        self.reports: list[Event] = []  #: that wait
         self._reports_due_s = math.inf
         self._appends: list[Append] = []
         self._appends_bytes = 0
@@ -103,7 +103,7 @@ class Gathering:
     @property
     def is_empty(self) -> bool:
         """Return True if nothing waits."""
-        return not (self._reports or self._appends or self._acks)
+        return not (self.reports or self._appends or self._acks)
 
     def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
         """Return True if the event is a report that waits, or may wait with one.
@@ -115,9 +115,9 @@ class Gathering:
             return False
         if took_ms:
             self._arrived_s.append(now.mono_s)
-        elif not self._reports:
+        elif not self.reports:
             return False  # A heartbeat waits only with reports.
-        may_wait = may_wait and len(self._reports) < REPORTS_MAX
+        may_wait = may_wait and len(self.reports) < REPORTS_MAX
         if not may_wait or not self._are_many_arriving(now):
             return False
         if took_ms:
@@ -125,12 +125,12 @@ class Gathering:
             due_s = now.mono_s + min(wait_s, REPORT_WAIT_S_MAX)
             self._reports_due_s = min(self._reports_due_s, due_s)
             self._timers.set_earlier(Timer.GATHERING, due_s)
-        self._reports.append(event)
+        self.reports.append(event)
         return True
 
     def take_reports(self) -> list[Event]:
         """Remove and return the events that wait; each other one comes after them."""
-        reports, self._reports = self._reports, []
+        reports, self.reports = self.reports, []
         self._reports_due_s = math.inf
         return reports
 

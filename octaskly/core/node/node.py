@@ -262,7 +262,7 @@ class Node:
         effects = self._check_clock_gap(now)
         for timer in self._timers.pop_due(now.mono_s):
             effects += self._on_timer(timer, now)
-        if not self._gathering.is_empty:
+        if self._gathering.reports:
             for report in self._gathering.take_reports():
                 effects += self._on_event(report, now)
         effects += self._on_event(event, now)

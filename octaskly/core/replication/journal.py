@@ -93,8 +93,8 @@ class Journal:
         self._heard_hlc = (
             saved.hlc
         )  #: highest timestamp of other nodes that `_hlc` has not adopted yet
-        self._last_number = 0
-        self._persisted = 0
+        self.last_number = 0  #: of the last write
+        self.persisted = 0  #: all writes up to this number are durable
         self._last_remote_number = 0  #: number of the latest write of others' entries
         self.last_append = 0
         """Number of the last `Append`."""
@@ -108,24 +108,14 @@ class Journal:
             outbox.put(RecordsAdded())
 
     @property
-    def last_number(self) -> int:
-        """Number of the last write."""
-        return self._last_number
-
-    @property
-    def persisted(self) -> int:
-        """All writes up to this number are durable."""
-        return self._persisted
-
-    @property
     def is_all_durable(self) -> bool:
         """Return True if everything passed to the writer is durable."""
-        return self._persisted == self._last_number
+        return self.persisted == self.last_number
 
     @property
     def is_remote_durable(self) -> bool:
         """Return True if everything from other nodes is durable, hence readable."""
-        return self._last_remote_number <= self._persisted
+        return self._last_remote_number <= self.persisted
 
     def vector_items(self) -> VectorItems:
         """Return the vector in the form of messages, ordered by stream."""
@@ -421,7 +411,7 @@ class Journal:
     ) -> None:
         """Call `callback` once `number` (default: everything so far) is durable."""
         self._deferred.append(
-            (self._last_number if number is None else number, callback)
+            (self.last_number if number is None else number, callback)
         )
 
     def when_durable(self, callback: WhenDurable, now: Moment) -> list[Effect]:
@@ -443,15 +433,15 @@ class Journal:
 
         The caller then runs the deferred actions with `run_deferred`.
         """
-        is_news = self._persisted < self._last_remote_number <= number
+        is_news = self.persisted < self._last_remote_number <= number
         if is_news and self.stream is not None:  # Only a dispatcher reads its log.
             self._outbox.put(SyncProgressed())
-        self._persisted = max(self._persisted, number)
+        self.persisted = max(self.persisted, number)
 
     def run_deferred(self, now: Moment) -> list[Effect]:
         """Run the deferred actions of durable writes, in order."""
         effects: list[Effect] = []
-        while self._deferred and self._deferred[0][0] <= self._persisted:
+        while self._deferred and self._deferred[0][0] <= self.persisted:
             effects += self._deferred.popleft()[1](now)
         return effects
 
@@ -464,5 +454,5 @@ class Journal:
         return Append(self.last_append, entries, epochs)
 
     def _next_number(self) -> int:
-        self._last_number += 1
-        return self._last_number
+        self.last_number += 1
+        return self.last_number

@@ -326,6 +326,7 @@ class TaskQueue:
 
     def admit(self, specs: Iterable[TaskSpec]) -> None:
         """Queue tasks that became durable, or leave them in the store for later."""
+        has_grown = False
         for spec in specs:
             if spec.id in self.tasks:
                 continue  # A read returned it before the commit was reported.
@@ -336,7 +337,9 @@ class TaskQueue:
                 self.array_queue.count_failures(task, 0)
                 self.tasks.add(task)
                 lane.push(task)
-        self._trim_lanes()
+                has_grown = True
+        if has_grown:
+            self._trim_lanes()
 
     def admit_records(self, records: Iterable[TaskRecord]) -> None:
         """Queue single tasks that wait, or leave them in the store for later."""
