@@ -22,6 +22,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import Submitted
+from octaskly.core.log.merge import cancel_of
 from octaskly.core.log.mesh_records import RecordDraft
 from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import NodeId, TaskId, task_name
@@ -134,7 +135,9 @@ class Clients:
         array = record if record.progress else None
         ticket = self.next_ticket()
         self._cancels[ticket] = machine.node.epoch.term
-        event = CancelRequested(ticket, task, record.state, force, "client", array)
+        event = CancelRequested(
+            ticket, task, record.state, force, "client", array, cancel_of(record)
+        )
         self._world.feed(machine, event)
 
     def reprioritize(self, node_id: NodeId, task: TaskId, priority: int) -> None:

@@ -32,7 +32,7 @@ class Told(NamedTuple):
     unread_ends: frozenset[AttemptId]
     """Attempts whose ends were only in logs that had not arrived at the node yet."""
     is_lost: bool
-    """The shown attempt counted as lost, and its worker was away when that was said."""
+    """The shown attempt counted as lost, and no node with its end was there then."""
     ord: int  #: of the submission; a forgotten task may be submitted again
 
 
@@ -46,7 +46,7 @@ class Promises:
         self.tasks: dict[TaskId, set[NodeId]] = {}
         self.outcomes: dict[TaskId, Told] = {}  #: announced last
         self.losses_of_present: set[tuple[TaskId, AttemptId]] = set()
-        """Attempts taken for lost while their workers followed that dispatcher."""
+        """Attempts taken for lost though a node that followed had their ends."""
         self._foreign: dict[Kept, float] = {}
         """Results of tasks that no disk with the result has known, and their times."""
 

@@ -44,16 +44,32 @@ def reported_outcomes_stay(world: World) -> None:
 
 
 def _note_losses(world: World, machine: Machine, append: Append) -> None:
-    """Note attempts that a dispatcher takes for lost while their workers follow it."""
+    """Note attempts that a dispatcher takes for lost though it could know their ends.
+
+    Their workers follow it, and a node that follows it has the end, on disk.
+    """
     assert machine.node is not None
     for entry in append.entries:
         fact = entry.fact
         if not isinstance(fact, Finished) or not _is_presumed(fact):
             continue
-        worker = world.machines[fact.node]
-        is_back = worker.node is not None and worker.node.dispatcher == machine.id
-        if is_back and machine.disk.writers.get(entry.stream) == machine.node.epoch:
+        if machine.disk.writers.get(entry.stream) != machine.node.epoch:
+            continue  # It came with the log of another node.
+        present = [
+            other
+            for other in world.machines.values()
+            if other.node is not None and other.node.dispatcher == machine.id
+        ]
+        is_back = any(other.id == fact.node for other in present)
+        if is_back and any(_has_end(o, fact.task, fact.attempt) for o in present):
             world.promises.losses_of_present.add((fact.task, fact.attempt))
+
+
+def _has_end(machine: Machine, task: TaskId, attempt: AttemptId) -> bool:
+    """Return True if the disk of a node has the reported end of an attempt."""
+    record = machine.disk.shown(task)
+    known = _reported_ends(record.attempts if record else ())
+    return attempt in known or (task, attempt) in machine.disk.spool
 
 
 def _check_task(world: World, machine: Machine, task: TaskId) -> None:
@@ -141,9 +157,10 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
 def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
     """Return True if the end of an attempt came late, and replaces what was told.
 
-    The end of the told attempt replaces its loss, unless its worker was back before it
-    was taken for lost. The end of another one was in a log that had not arrived: a
-    success replaces a failure, and any end the cancel of a member by its array.
+    The end of the told attempt replaces its loss, unless its worker was back by then,
+    and a node that was there had the end. The end of another one was in a log that had
+    not arrived: a success replaces a failure, and any end the cancel of a member by its
+    array.
     """
     told, told_attempt, _ = before.outcome
     state, shown, _ = now.outcome
@@ -159,20 +176,25 @@ def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
 
 
 def _had_one_term(world: World, task: TaskId, before: Told, now: Told) -> bool:
-    """Return True if two dispatchers decided on these outcomes in one term."""
-    firsts = set(_deciders(world, task, before.outcome[1]))
+    """Return True if two dispatchers of one term made these outcomes."""
+    firsts = set(_makers(world, task, before.outcome[1]))
     return any(
         first.term == second.term and first.node != second.node
-        for second in set(_deciders(world, task, now.outcome[1]))
+        for second in set(_makers(world, task, now.outcome[1]))
         for first in firsts
     )
 
 
-def _deciders(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:
-    """Yield the epochs that decided a task by an attempt; None: that cancelled it."""
+def _makers(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:
+    """Yield the epochs that assigned an attempt, or decided a task by it.
+
+    None stands for the cancel of the task.
+    """
     for machine in world.machines.values():
         for stream, log in machine.disk.streams.items():
             epoch = machine.disk.writers[stream]
+            if attempt is not None and attempt.stream == stream:
+                yield epoch
             for _, fact in task_entries(log):
                 if fact.task == task and _verdict(fact) == (attempt, epoch.term):
                     yield epoch
