@@ -149,13 +149,18 @@ def _shares_match_what_runs(node: Node) -> None:
 
 
 def latest_priorities_count(world: World) -> None:
-    """The dispatcher has the latest change of each priority that a disk has."""
+    """The dispatcher has the latest change of each priority that a disk has.
+
+    A node may have a task below the floor as it was before others wrote it again.
+    """
     (dispatcher,) = world.dispatchers()
     known = world.machines[dispatcher].disk.records
     for machine in world.machines.values():
         for task, record in machine.disk.records.items():
             change = record.reprioritized
-            if change is not None and task in known and machine.node is not None:
+            if world.storage.is_gone(task) or task not in known:
+                continue
+            if change is not None and machine.node is not None:
                 mine = known[task].reprioritized
                 assert mine is not None, f"{task}: {change} is lost"
                 assert mine >= change, f"{task}: {mine} is older than {change}"
