@@ -22,7 +22,7 @@ from octaskly.core.effects import Append, Effect, Save, Send
 from octaskly.core.election.candidacy import LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
-from octaskly.core.events import Event, PeerUp, Persisted, SavedState
+from octaskly.core.events import CancelRequested, Event, PeerUp, Persisted, SavedState
 from octaskly.core.log import range_facts
 from octaskly.core.log.facts import (
     Entry,
@@ -363,6 +363,30 @@ def logs_of_returning_workers_are_not_awaited(patch: pytest.MonkeyPatch) -> None
     patch.setattr(NotFoundRule, "has_read_log_of", lambda *_: True)
 
 
+def logs_are_awaited_for_a_fixed_time(patch: pytest.MonkeyPatch) -> None:
+    """A log that is still arriving is given up after five seconds."""
+    real = Reconciler.extend_waits
+
+    def fixed(self: Reconciler, parts: int, now: Moment) -> None:
+        del parts
+        real(self, self._parts, now)
+
+    patch.setattr(Reconciler, "extend_waits", fixed)
+
+
+def cancels_wait_for_no_log(patch: pytest.MonkeyPatch) -> None:
+    """A task is cancelled that has ended, by a log that is still arriving."""
+    real = Dispatcher.on_cancel_requested
+
+    def hasty(self: Dispatcher, event: CancelRequested, now: Moment) -> list[Effect]:
+        is_behind, self.reconciler.is_log_behind = self.reconciler.is_log_behind, False
+        effects = real(self, event, now)
+        self.reconciler.is_log_behind = is_behind
+        return effects
+
+    patch.setattr(Dispatcher, "on_cancel_requested", hasty)
+
+
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker assumes that a sent result arrives and is kept."""
     real = ResultOutbox.mark_sent
@@ -693,6 +717,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (success_of_an_unread_task_counts, run_cancelled),
     (unread_attempts_are_taken_for_lost, run_starved),
     (logs_of_returning_workers_are_not_awaited, run_failing),
+    (logs_are_awaited_for_a_fixed_time, run_failing),
+    (cancels_wait_for_no_log, run_failing),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
     (the_smallest_success_is_shown, run_steered),
@@ -733,12 +759,14 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 17,
+    cancels_wait_for_no_log: 61005597,
     clock_steps_make_tasks_older: 12,
     deposed_dispatchers_are_acknowledged: 51,
     ended_members_of_ranges_run_again: 7,
     ends_count_during_a_pull: 11,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
+    logs_are_awaited_for_a_fixed_time: 61000552,
     logs_of_returning_workers_are_not_awaited: 1438001821,
     never_step_down: 12,
     new_dispatcher_trusts_its_own_log: 3,

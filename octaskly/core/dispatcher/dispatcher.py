@@ -120,6 +120,8 @@ class Dispatcher:
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
         self._has_results = False  #: recorded in this step
         self._recorded: list[_Acknowledgement] = []  #: these results, not yet committed
+        self._copies_requested: list[int] = []
+        """Tickets of clients to be shown what is here, once it is repeated."""
 
     @property
     def is_active(self) -> bool:
@@ -151,7 +153,11 @@ class Dispatcher:
         self._backoff_queue.clear_backoff()
         self._outcome_recorder.clear_reports()
         self._step.close_epoch()
-        return self._task_changes.drop_array_cancels()
+        tickets, self._copies_requested = self._copies_requested, []
+        return [
+            *(Answer(ticket, NotDispatching()) for ticket in tickets),
+            *self._task_changes.drop_requests(),
+        ]
 
     def pause_accepting(self) -> None:
         """Stop accepting and assigning tasks before a transfer of the dispatcher."""
@@ -286,6 +292,11 @@ class Dispatcher:
         """Cancel a task or an array."""
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
+        if self.reconciler.is_log_behind:
+            # It may have ended, by a log that is not read yet.
+            self._task_changes.add_waiting(event)
+            self.reconciler.read_when_trusted(event.task)
+            return []
         if self._journal.is_merging and self._task_changes.has_ended(event):
             # Perhaps by rows that no standby has yet.
             again = partial(self.on_cancel_requested, event)
@@ -301,8 +312,18 @@ class Dispatcher:
         return self._task_changes.on_reprioritize_requested(event, now)
 
     def on_copies_requested(self, ticket: int, now: Moment) -> list[Effect]:
-        """Answer once all on this disk has the copies that a new task would have."""
-        answer = partial(_answer_copied, ticket)
+        """Answer once all on this disk has the copies that a new task would have.
+
+        First, ends from other logs are repeated, if that takes less than some seconds.
+        """
+        self._copies_requested.append(ticket)
+        return self._wait_for_copies(now)
+
+    def _wait_for_copies(self, now: Moment) -> list[Effect]:
+        if self.reconciler.is_repeating or not self._copies_requested:
+            return []
+        tickets, self._copies_requested = tuple(self._copies_requested), []
+        answer = partial(_answer_copied, tickets)
         wait = partial(self._replication.when_replicated, answer)
         return self._journal.when_merged(wait, now)
 
@@ -472,8 +493,13 @@ class Dispatcher:
         self._adopt_records(records, now)
         moved = [r for r in records if r.reprioritized is not None]
         self._queue.admit_records(moved)
+        self.reconciler.announce_repeated(tasks)
         answers = self._task_changes.answer_array_cancels(tasks, records)
-        return [*answers, *self._commit_step(now)]
+        requests, unknown = self._task_changes.take_waiting(tasks, records)
+        effects = [*answers, *unknown, *self._commit_step(now)]
+        for request in requests:
+            effects += self.on_cancel_requested(request, now)
+        return effects + self._wait_for_copies(now)
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
         """Take over what the log says of live tasks and arrays.
@@ -490,13 +516,17 @@ class Dispatcher:
     def on_ended_elsewhere(
         self, ended: tuple[TaskId, ...], now: Moment
     ) -> list[Effect]:
-        """Begin none of these, and tell who waits: their ends came from elsewhere."""
+        """Begin none of these, and repeat their ends, which came from elsewhere."""
         if not self.is_active:
             return []
         self.reconciler.withdraw_ended(ended)
-        # Ends of other attempts that this epoch has decided on may be on their way.
-        self._step.announce_ended(ended)
+        self.reconciler.repeat_ends(ended, now)
         return self._commit_step(now)
+
+    def on_log_read(self, now: Moment) -> list[Effect]:
+        """Believe the log: this disk has all that the nodes here hold."""
+        self.reconciler.trust_log()
+        return self.on_remote_entries(now)
 
     @property
     def has_missing_ends(self) -> bool:
@@ -534,7 +564,8 @@ class Dispatcher:
         if self.reconciler.deadline() > now.mono_s:
             return effects
         self.reconciler.expire_absent_workers(now)
-        return effects + self._settle_refused(now)
+        effects += self._settle_refused(now)
+        return effects + self._wait_for_copies(now)
 
     def _commit_step(
         self,
@@ -554,9 +585,9 @@ class Dispatcher:
         return self._commit_step(now)
 
 
-def _answer_copied(ticket: int, _: Moment, replicas: int) -> list[Effect]:
-    """Answer a client that was shown what is on this disk."""
-    return [Answer(ticket, Copied(replicas))]
+def _answer_copied(tickets: tuple[int, ...], _: Moment, replicas: int) -> list[Effect]:
+    """Answer clients that were shown what is on this disk."""
+    return [Answer(ticket, Copied(replicas)) for ticket in tickets]
 
 
 def _answer_accepted(

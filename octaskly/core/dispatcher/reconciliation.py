@@ -7,7 +7,12 @@ log shows which, once it holds all entries of the nodes in the mesh.
 
 So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, and up to
 `CATCH_UP_S_MAX` while nodes respond. It presumes an attempt lost only after the
-reattach window. A worker refuses orders of old epochs: see `core.worker.worker`.
+reattach window. Both times start again with each part of a log that arrives, for at
+most `LOG_WAIT_S_MAX`. A worker refuses orders of old epochs: see `core.worker.worker`.
+
+An end that came with another node's log has a verdict of an earlier epoch, or none. It
+is repeated in this epoch before anybody hears of it, once all logs have been read. A
+verdict of an epoch between the two may be in a log that comes later; it counts less.
 """
 
 from __future__ import annotations
@@ -27,8 +32,20 @@ from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 
 CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
-CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond
+CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond, but send no entries
+LOG_WAIT_S_MAX = 30.0
+"""How long the logs of other nodes are awaited in all, while parts of them arrive.
+
+Until then no queued task of an earlier epoch starts. A snapshot of gigabytes takes
+longer.
+"""
 LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
+REPEATS_MAX = 10_000
+"""Ends to repeat for each time that logs are awaited; more are announced as they are.
+
+A standby that is in sync lacks fewer. After a split there may be millions, and most of
+a snapshot's are known here.
+"""
 
 
 class Reconciler:
@@ -47,11 +64,24 @@ class Reconciler:
         self.is_log_behind = False
         """Whether nodes here may hold ends that this log does not."""
         self._log_awaited_until_s = 0.0  #: while it is behind
+        self._log_wait_end_s = 0.0  #: the latest time for both, however much arrives
+        self._parts = 0  #: of other logs that had arrived when the times last started
         self._awaited: dict[NodeId | None, float] = {}
         """Time until which the attempts of an absent worker are left alone.
 
         None stands for all workers of the previous epoch: the reattach window.
         """
+        self._unread: dict[TaskId, None] = {}
+        """Tasks to read once the log is trusted."""
+        self._unrepeated: dict[TaskId, None] = {}
+        """Tasks with ends from other logs that this epoch has not repeated yet."""
+        self._repeats_left = 0  #: see `REPEATS_MAX`
+        self._answers_wait_until_s = math.inf  #: for these; infinite: none waits
+
+    @property
+    def is_repeating(self) -> bool:
+        """Return True while answers wait until ends from other logs are repeated."""
+        return self._answers_wait_until_s < math.inf
 
     @property
     def is_window_open(self) -> bool:
@@ -61,14 +91,14 @@ class Reconciler:
     def open_reattach_window(self, now: Moment) -> None:
         """Wait for the workers of the previous epoch."""
         self._awaited = {None: now.mono_s + self._reattach_s}
+        self._repeats_left = REPEATS_MAX
         self._set_timer()
 
     def delay_read(self, now: Moment) -> None:
         """Pause reads until `trust_log`, for a time: others may have newer ends."""
         self._queue.is_reading_paused = True
-        self._read_delay_end_s = now.mono_s + CATCH_UP_S_MAX
         self.await_logs(now)
-        self.extend_read_delay(now)
+        self._delay_read(now)
 
     def await_logs(self, now: Moment) -> None:
         """Presume no attempt lost until `trust_log`, as long as for an absent worker.
@@ -78,11 +108,30 @@ class Reconciler:
         """
         if not self.is_log_behind:
             self.is_log_behind = True
-            self._log_awaited_until_s = now.mono_s + self._reattach_s
-            self._set_timer()
+            self._repeats_left = REPEATS_MAX
+            self._log_wait_end_s = now.mono_s + LOG_WAIT_S_MAX
+            self._start_times(now)
 
-    def extend_read_delay(self, now: Moment) -> None:
-        """Wait on for what others hold, as one that is not read yet speaks."""
+    def extend_waits(self, parts: int, now: Moment) -> None:
+        """Wait on for what others hold, as one that is not read yet speaks.
+
+        Args:
+            parts: Number of parts of other logs that have arrived so far.
+            now: Both clocks.
+        """
+        if parts != self._parts:
+            self._parts = parts
+            self._start_times(now)
+        self._delay_read(now)
+
+    def _start_times(self, now: Moment) -> None:
+        """Start the times for which logs are awaited, as a part of one has arrived."""
+        end_s, now_s = self._log_wait_end_s, now.mono_s
+        self._read_delay_end_s = min(now_s + CATCH_UP_S_MAX, end_s)
+        self._log_awaited_until_s = min(now_s + self._reattach_s, end_s)
+        self._set_timer()
+
+    def _delay_read(self, now: Moment) -> None:
         if self._queue.is_reading_paused:
             self._read_delayed_until_s = min(
                 now.mono_s + CATCH_UP_S, self._read_delay_end_s
@@ -94,6 +143,16 @@ class Reconciler:
         self.is_log_behind = False
         self._resume_reading()
         self._queue.mark_for_reread()
+        unread, self._unread = self._unread, {}
+        for task in unread:
+            self._queue.read_afresh(task)
+
+    def read_when_trusted(self, task: TaskId) -> None:
+        """Read a task once no log is awaited that may have its end."""
+        if self.is_log_behind:
+            self._unread[task] = None
+        else:
+            self._queue.look_up_task(task)
 
     def _resume_reading(self) -> None:
         """Read what is in the log."""
@@ -104,6 +163,9 @@ class Reconciler:
         """Wait for nobody."""
         self._awaited.clear()
         self.is_log_behind = False
+        self._unread.clear()
+        self._unrepeated.clear()
+        self._answers_wait_until_s = math.inf
         self._resume_reading()
 
     def _set_timer(self) -> None:
@@ -113,8 +175,10 @@ class Reconciler:
         """Return when `expire_absent_workers` has something to do."""
         is_delayed = self._queue.is_reading_paused
         read_s = self._read_delayed_until_s if is_delayed else math.inf
-        log_s = self._log_awaited_until_s if self.is_log_behind else math.inf
-        return min((read_s, log_s, *self._awaited.values()))
+        first_s = min(read_s, self._answers_wait_until_s)
+        if self.is_log_behind:  # It may have the ends of absent workers' attempts.
+            return min(first_s, self._log_awaited_until_s)
+        return min((first_s, *self._awaited.values()))
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
@@ -164,6 +228,13 @@ class Reconciler:
         """
         if self._read_delayed_until_s <= now.mono_s:
             self._resume_reading()
+        if self._answers_wait_until_s <= now.mono_s:
+            self._answers_wait_until_s = math.inf
+        if self.is_log_behind:
+            if self._log_awaited_until_s > now.mono_s:
+                self._set_timer()
+                return  # It may have the ends of their attempts.
+            self.trust_log()
         lost = 0
         for node in [n for n, at_s in self._awaited.items() if at_s <= now.mono_s]:
             held_tasks = [] if node is None else self._queue.tasks.held_by(node)
@@ -173,8 +244,6 @@ class Reconciler:
             del self._awaited[node]
             self._step.lose_attempts(held_tasks, now)
         self._set_timer()
-        if self.is_log_behind and self._log_awaited_until_s <= now.mono_s:
-            self.trust_log()
 
     def withdraw_ended(self, ended: Iterable[TaskId]) -> None:
         """Begin none of these: the log of another node, on this disk, has their ends.
@@ -198,6 +267,41 @@ class Reconciler:
                     member.may_be_array_cancelled = True
                 self._withdraw_task(member)
             queue.array_queue.remove_member(task_id)
+
+    def repeat_ends(self, ended: Iterable[TaskId], now: Moment) -> None:
+        """Read these ends of other logs, and decide by them before they are announced.
+
+        More than `REPEATS_MAX` are announced as they are. Answers wait no longer than
+        an absent worker is awaited.
+        """
+        if not self._unrepeated and self._repeats_left:
+            self._answers_wait_until_s = now.mono_s + self._reattach_s
+            self._set_timer()
+        for task_id in ended:
+            if task_id not in self._unrepeated:
+                if not self._repeats_left:
+                    self._step.announce_ended((task_id,))
+                    continue
+                self._repeats_left -= 1
+                self._unrepeated[task_id] = None
+            self.read_when_trusted(task_id)
+
+    def announce_repeated(self, tasks: Iterable[TaskId]) -> None:
+        """Announce those ends of other logs that were read, and decided in this step.
+
+        What was withdrawn from the queue is read again, until a read shows its end.
+        """
+        for task_id in tasks if self._unrepeated else ():
+            task = self._queue.tasks.get(task_id)
+            is_withdrawn = task is not None and task.stage is Stage.ENDED
+            if is_withdrawn and task is not None and task.final_state is None:
+                continue
+            if task_id in self._unrepeated:
+                del self._unrepeated[task_id]
+                self._step.announce_ended((task_id,))
+        if not self._unrepeated and self.is_repeating:
+            self._answers_wait_until_s = math.inf
+            self._set_timer()
 
     def _withdraw_task(self, task: QueuedTask) -> None:
         """Keep a task from starting before the store says what became of it."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from msgspec.structs import replace
+
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import CancelRequested, ReprioritizeRequested
 from octaskly.core.log.facts import Reprioritized, TaskCancelled
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, cancel_of
 from octaskly.core.model.ids import Epoch, Moment, TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal, WhenDurable
@@ -60,6 +62,8 @@ class TaskChanges:
         self._is_strict = is_strict
         self._array_cancels: dict[TaskId, list[int]] = {}
         """Tickets of replicated cancels of arrays, which are read before the answer."""
+        self._waiting: dict[TaskId, list[CancelRequested]] = {}
+        """Requests about tasks whose ends may be in a log that is not read yet."""
 
     def _commit_and_answer(
         self,
@@ -170,10 +174,36 @@ class TaskChanges:
             answers += [Answer(t, reply) for t in self._array_cancels.pop(task, ())]
         return answers
 
-    def drop_array_cancels(self) -> list[Effect]:
+    def add_waiting(self, event: CancelRequested) -> None:
+        """Let a request wait until its task has been read."""
+        self._waiting.setdefault(event.task, []).append(event)
+
+    def take_waiting(
+        self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
+    ) -> tuple[list[CancelRequested], list[Effect]]:
+        """Return the requests that waited for a read of these tasks, as it found them.
+
+        Also returns the answers to those about tasks that are not in the store.
+        """
+        if not self._waiting:
+            return [], []
+        read = {record.id: record for record in records}
+        requests: list[CancelRequested] = []
+        answers: list[Effect] = []
+        for task in tasks:
+            for event in self._waiting.pop(task, ()):
+                if (record := read.get(task)) is not None:
+                    requests.append(_as_read(event, record))
+                else:
+                    answers.append(Answer(event.ticket, NotDispatching()))
+        return requests, answers
+
+    def drop_requests(self) -> list[Effect]:
         """Let clients ask again at the next dispatcher, at the end of an epoch."""
         tickets = [t for some in self._array_cancels.values() for t in some]
+        tickets += [event.ticket for some in self._waiting.values() for event in some]
         self._array_cancels.clear()
+        self._waiting.clear()
         return [Answer(ticket, NotDispatching()) for ticket in tickets]
 
     # --- Priorities.
@@ -218,6 +248,16 @@ class TaskChanges:
         state = final or self._queue.final_state_of(record.id, record.state)
         is_over = state.is_final or record.cancelled_by is not None
         return state, not is_over and record.progress.queued > 0
+
+
+def _as_read(event: CancelRequested, record: TaskRecord) -> CancelRequested:
+    """Return a request as if the store had just been asked about its task."""
+    return replace(
+        event,
+        stored_state=record.state,
+        array_record=None if record.progress is None else record,
+        earlier_cancel=cancel_of(record),
+    )
 
 
 def visible_state(task: QueuedTask | None, stored_state: TaskState) -> TaskState:

@@ -136,10 +136,10 @@ class QueueReader:
         dispatcher, not_found_rule = self.dispatcher, self.not_found_rule
         if dispatcher.reconciler.is_log_behind:
             if not_found_rule.has_read_all:
-                dispatcher.reconciler.trust_log()
-                return dispatcher.on_remote_entries(now)
+                return dispatcher.on_log_read(now)
             if not_found_rule.can_read_more(now.mono_s):
-                dispatcher.reconciler.extend_read_delay(now)
+                parts = self.anti_entropy.parts_received
+                dispatcher.reconciler.extend_waits(parts, now)
         if not self.anti_entropy.pop_has_new_entries(self.peer_table.peers):
             return []
         return self.journal.when_durable(dispatcher.on_remote_entries, now)

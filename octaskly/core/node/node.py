@@ -195,7 +195,8 @@ class Node:
 
     def has_copies_of_all(self, now: Moment) -> bool:
         """Return True if `CopiesRequested` would be answered at once."""
-        return self._replication.has_copies_of_all(now)
+        is_repeating = self._dispatcher.reconciler.is_repeating
+        return not is_repeating and self._replication.has_copies_of_all(now)
 
     @property
     def is_merging(self) -> bool:

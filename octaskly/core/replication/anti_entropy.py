@@ -67,6 +67,8 @@ class AntiEntropy:
             NodeId, int
         ] = {}  #: number of the append with the latest entries
         self._has_new_entries = False
+        self.parts_received = 0
+        """Parts of other logs that arrived since the start, or were merged."""
 
     @property
     def is_pulling(self) -> bool:
@@ -112,6 +114,7 @@ class AntiEntropy:
         if append is None:
             return self._send_pull(peer)
         self._has_new_entries = True
+        self.parts_received += 1
         return [append, *self._pull_when_durable(peer, append.number)]
 
     def on_snapshot(
@@ -130,6 +133,7 @@ class AntiEntropy:
         snapshot = self._snapshots.get(peer)
         if snapshot is None or part.after != snapshot.cursor:
             return []  # Part of a snapshot that has been restarted since.
+        self.parts_received += 1
         snapshot.cursor = part.cursor
         snapshot.retired += part.retired
         snapshot.merge_callbacks.append(when_merged)
@@ -153,6 +157,7 @@ class AntiEntropy:
     def _merge_next(self, _: Moment) -> list[Effect]:
         """Merge one part, and the next one once it is durable: other writes fit in."""
         snapshot, journal = self._merges[0], self._journal
+        self.parts_received += 1
         when_merged = snapshot.merge_callbacks.popleft()
         is_last = not snapshot.merge_callbacks
         merge = journal.merge_rows(

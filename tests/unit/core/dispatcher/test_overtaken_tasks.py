@@ -5,8 +5,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
+from octaskly.core.dispatcher.reconciliation import REPEATS_MAX
 from octaskly.core.effects import (
     AnnounceTaskStates,
+    Answer,
     Append,
     Effect,
     LoadQueued,
@@ -17,6 +19,7 @@ from octaskly.core.events import (
     CancelRequested,
     LiveLoaded,
     QueuedLoaded,
+    TasksLoaded,
     UnblockedLoaded,
     UnblockedTask,
 )
@@ -30,9 +33,12 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, TaskState
+from octaskly.core.replies import Copied
 from tests.support.builders import (
+    STREAM,
     attempt,
     draft,
+    epoch,
     moment,
     node_info,
     outcome,
@@ -86,9 +92,67 @@ def test_a_queued_task_that_ended_elsewhere_is_read_again() -> None:
     assert effects == [
         LoadTasks(1, (T,)),
         LoadQueued(1, -1, 1000),
-        AnnounceTaskStates((T,)),
     ]
     assert join(world) == []
+
+
+def later_dispatcher() -> DispatcherWithJournal:
+    """Return the dispatcher of term 3, whose log has no task."""
+    world = DispatcherWithJournal()
+    world.dispatch.start_dispatching(epoch(3), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(3, (), has_more=False), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(3, ()), moment())
+    return world
+
+
+def test_an_end_from_another_log_is_repeated_before_it_is_announced() -> None:
+    """The verdict of an epoch between the two may come later, and counts less then."""
+    world = later_dispatcher()
+    assert world.dispatch.on_ended_elsewhere((T,), moment()) == [LoadTasks(3, (T,))]
+
+    end = Attempt(attempt(), A, AttemptState.FAILED, FAILED, 1)
+    answer = TasksLoaded(3, (T,), (task_record("t", end),))
+    effects = world.dispatch.on_tasks_loaded(answer, moment())
+
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 3, attempt(), A)]
+    assert effects[1:] == []
+    assert world.commit() == [AnnounceTaskStates((T, T))]
+
+
+def test_an_answer_waits_until_ends_from_another_log_are_repeated() -> None:
+    """What it shows must stay."""
+    world = later_dispatcher()
+    world.dispatch.on_ended_elsewhere((T,), moment())
+    assert world.dispatch.on_copies_requested(5, moment()) == []
+
+    answer = TasksLoaded(3, (T,), (replace(task_record(), cancelled_by="ann"),))
+    effects = world.dispatch.on_tasks_loaded(answer, moment())
+
+    assert effects == [AnnounceTaskStates((T,)), Answer(5, Copied(1))]
+
+
+def test_an_answer_waits_for_ends_from_another_log_for_a_bounded_time() -> None:
+    """More may arrive for long."""
+    world = later_dispatcher()
+    world.dispatch.reconciler.await_logs(moment())
+    world.dispatch.on_ended_elsewhere((T,), moment())
+    world.dispatch.on_copies_requested(5, moment())
+    world.dispatch.reconciler.extend_waits(1, moment(4))
+
+    assert world.timers.next_at() == moment(5).mono_s
+    assert world.dispatch.on_time(moment(5)) == [Answer(5, Copied(1))]
+
+
+def test_a_bounded_number_of_ends_from_other_logs_is_repeated() -> None:
+    """Those of a large half of a split would fill memory and log."""
+    world = later_dispatcher()
+    ended = tuple(TaskId(f"t{number}") for number in range(REPEATS_MAX + 1))
+
+    effects = world.dispatch.on_ended_elsewhere(ended, moment())
+
+    assert effects == [AnnounceTaskStates(ended[-1:]), LoadTasks(3, ended[:1000])]
+    world.dispatch.reconciler.await_logs(moment())
+    assert world.dispatch.on_ended_elsewhere(ended[-1:], moment()) == []
 
 
 def test_a_node_without_the_role_ignores_ends_elsewhere() -> None:
@@ -103,15 +167,15 @@ def test_an_older_read_starts_no_task_that_ended_elsewhere() -> None:
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     join(world)
-    world.dispatch.on_ended_elsewhere((T,), moment())
+    assert world.dispatch.on_ended_elsewhere((T,), moment()) == [LoadTasks(1, (T,))]
 
     older = QueuedLoaded(1, (task_record(), task_record("u")), has_more=False)
     effects = world.dispatch.on_queued_loaded(older, moment())
 
     assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
     world.commit()
-    again = world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    assert again == [LoadTasks(1, (T,)), LoadQueued(1, -1, 1000)]
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    assert found(world)[-1:] == [LoadQueued(1, -1, 1000)]
 
 
 def test_a_later_read_is_believed() -> None:
@@ -134,7 +198,7 @@ def test_a_running_task_that_ended_elsewhere_is_read_before_its_end_counts() -> 
 
     effects = deliver_results(world.dispatch, A, results_message(), moment())
 
-    assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
+    assert asked == [LoadTasks(1, (T,))]
     assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
     assert world.dispatch.outstanding(A) == 0
 
@@ -144,7 +208,7 @@ def test_a_read_after_an_end_elsewhere_counts_while_older_reads_are_pending() ->
     world = dispatcher_running_t(a=1)
     world.dispatch.on_remote_entries(moment())
     asked = world.dispatch.on_ended_elsewhere((T,), moment())
-    assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
+    assert asked == [LoadTasks(1, (T,))]
     found(world, task_record("t", live_attempt(A)))
 
     effects = deliver_results(world.dispatch, A, results_message(), moment())
@@ -177,7 +241,6 @@ def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
 
     assert effects == [
         send_kill(A, attempt(seq=2)),
-        AnnounceTaskStates((T, TaskId("u"))),
         LoadTasks(1, (T, TaskId("u"))),
     ]
     ended = report(of=attempt(seq=2), end=outcome(AttemptState.CANCELLED))

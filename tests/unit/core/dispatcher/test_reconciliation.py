@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
+from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX
 from octaskly.core.dispatcher.task_rules import LOSSES_MAX, superseded_end
 from octaskly.core.effects import (
     AnnounceTaskStates,
+    Answer,
     LoadLive,
     LoadQueued,
     LoadTasks,
@@ -23,6 +25,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import Reattach
+from octaskly.core.replies import NotDispatching
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -41,6 +44,8 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     T,
     appended_facts,
+    cancel_reply,
+    cancel_request,
     deliver_results,
     dispatcher_running_t,
     dispatcher_with,
@@ -327,7 +332,7 @@ def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for tenths in range(30):
         assert world.dispatch.on_time(moment(tenths / 10)) == []
-        world.dispatch.reconciler.extend_read_delay(moment(tenths / 10))
+        world.dispatch.reconciler.extend_waits(0, moment(tenths / 10))
 
     assert world.timers.next_at() == moment(3).mono_s
     assert world.dispatch.on_time(moment(3)) == [
@@ -335,6 +340,74 @@ def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
         LoadQueued(1, -1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
+
+
+def test_logs_are_awaited_while_parts_arrive_for_a_bounded_time() -> None:
+    """A slow log is read to its end, but one of gigabytes must not stop the queue."""
+    world = DispatcherWithJournal()
+    reconciler = world.dispatch.reconciler
+    reconciler.delay_read(moment())
+    world.dispatch.start_dispatching(epoch(), STREAM, moment())
+    for tenths in range(10 * int(LOG_WAIT_S_MAX)):
+        assert world.dispatch.on_time(moment(tenths / 10)) == []
+        reconciler.extend_waits(tenths, moment(tenths / 10))
+
+    assert world.timers.next_at() == moment(LOG_WAIT_S_MAX).mono_s
+    asked = world.dispatch.on_time(moment(LOG_WAIT_S_MAX))
+    assert asked[:1] == [LoadLive(1, 0, 1000)]
+    assert not reconciler.is_log_behind
+
+
+def test_a_log_that_stops_is_awaited_no_longer() -> None:
+    """Its last part starts the times for the last time."""
+    world = behind(task_record("t", live_attempt(B)), b=1)
+    for at in (1, 4, 4.9):
+        world.dispatch.reconciler.extend_waits(1, moment(at))
+
+    assert world.dispatch.on_time(moment(5)) == []
+    world.dispatch.on_time(moment(6))
+    assert not world.dispatch.reconciler.is_log_behind
+
+
+def test_an_absent_worker_is_awaited_while_a_log_may_have_its_ends() -> None:
+    """Its attempt would be given up, though it ended before its worker did."""
+    world = behind(task_record("t", live_attempt(B)), a=1)
+    world.dispatch.reconciler.extend_waits(1, moment(4))
+
+    assert world.dispatch.on_time(moment(8)) == []
+    effects = world.dispatch.on_time(moment(9))
+
+    assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
+
+
+def test_an_end_from_another_log_is_read_once_all_logs_are() -> None:
+    """A later log may have the verdict of a later epoch."""
+    world = behind()
+    assert world.dispatch.on_ended_elsewhere((T,), moment(1)) == []
+
+    assert LoadTasks(1, (T,)) in world.dispatch.on_log_read(moment(1))
+
+
+def test_a_cancel_waits_until_all_logs_are_read() -> None:
+    """The task may have ended, as its client was told."""
+    world = behind(task_record("t", live_attempt(B)), b=1)
+    asked = cancel_request(TaskState.RUNNING, force=True)
+    assert world.dispatch.on_cancel_requested(asked, moment(1)) == []
+    assert LoadTasks(1, (T,)) in world.dispatch.on_log_read(moment(1))
+
+    end = Attempt(attempt(), B, AttemptState.OK, outcome(), 1)
+    effects = found(world, task_record("t", end)) + world.commit()
+
+    answer = cancel_reply(was_done=False, state=TaskState.COMPLETED)
+    assert [e for e in effects if isinstance(e, Answer)] == [answer]
+
+
+def test_a_cancel_that_waits_for_logs_asks_the_next_dispatcher() -> None:
+    """The client repeats it."""
+    world = behind()
+    world.dispatch.on_cancel_requested(cancel_request(), moment(1))
+
+    assert world.dispatch.stop_dispatching() == [Answer(5, NotDispatching())]
 
 
 def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
@@ -345,7 +418,6 @@ def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
 
     world.dispatch.reconciler.trust_log()
     assert world.dispatch.on_ended_elsewhere((T,), moment(2)) == [
-        AnnounceTaskStates((T,)),
         LoadTasks(1, (T,)),
         LoadLive(1, 0, 1000),
         LoadQueued(1, -1, 1000),

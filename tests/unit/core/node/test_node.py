@@ -941,16 +941,17 @@ def test_waiting_clients_get_an_end_recorded_by_another_node() -> None:
     shell.serve()
     shell.meet()
     task, done = TaskId("t"), AttemptId(1, StreamId(9), 1, 1)
-    said: tuple[Fact, ...] = (
-        Submitted(TaskSpec(id=task, command="true")),
-        Finished(
-            task, done, OTHER, Outcome(AttemptState.OK, EndReason.EXIT), decided_term=1
-        ),
-    )
+    spec, outcome = TaskSpec(task, "true"), Outcome(AttemptState.OK, EndReason.EXIT)
+    end = Finished(task, done, OTHER, outcome, decided_term=1)
+    said: tuple[Fact, ...] = (Submitted(spec), end)
     entries = tuple(Entry(StreamId(9), at, at, fact) for at, fact in enumerate(said, 1))
     writers = ((StreamId(9), Epoch(1, OTHER)),)
 
     effects = shell.hear(Entries(entries, writers, has_more=False, vector=()))
+    (asked,) = of(LoadTasks, effects)
+    assert isinstance(asked, LoadTasks)
+    record = TaskRecord(task, spec, attempts=(attempt_of(end),))
+    effects = shell.feed(TasksLoaded(asked.term, asked.tasks, (record,)))
 
     assert of(AnnounceTaskStates, effects) == [AnnounceTaskStates((task,))]
 
