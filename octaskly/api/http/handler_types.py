@@ -297,6 +297,7 @@ class Connection(Protocol):
     """The connection of a request."""
 
     request_info: RequestInfo | None  #: the current request
+    visitor: PeerIdentity | None  #: the visitor at the other end
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
     owner: str  #: the node, local user or address that its limits count it for
     refusal: Problem | None  #: the error response of a connection above a limit
@@ -306,10 +307,6 @@ class Connection(Protocol):
     @property
     def peer(self) -> NodeId | None:
         """The member at the other end; None for other clients."""
-
-    @property
-    def visitor(self) -> PeerIdentity | None:
-        """The visitor at the other end, if it is one."""
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""

@@ -139,6 +139,7 @@ class ServerConnection(web.RequestHandler):
         "owner",
         "refusal",
         "request_info",
+        "visitor",
     )
 
     def __init__(
@@ -165,6 +166,7 @@ class ServerConnection(web.RequestHandler):
         self._identify_certificate, self._rotations = identify_peer, rotations
         #: The member or visitor whose certificate the client showed.
         self.certificate: PeerIdentity | None = None
+        self.visitor: PeerIdentity | None = None  #: the same; its time may be up
         self._local_user: Principal | None = None
         #: The client is a user of this machine, known by kernel credentials.
         self.is_socket = listener is ListenerKind.SOCKET
@@ -185,16 +187,10 @@ class ServerConnection(web.RequestHandler):
     @property
     def peer(self) -> NodeId | None:
         """The node at the other end, if it is a member and not revoked."""
-        node = self.certificate_node
-        if node is None or is_visitor(node) or self._is_refused(node):
+        if self.certificate is None:
             return None
-        return node
-
-    @property
-    def visitor(self) -> PeerIdentity | None:
-        """The visitor at the other end, whose time may be up."""
-        shown = self.certificate
-        return None if shown is None or shown.visit_ends_ms is None else shown
+        node = self.certificate.node
+        return None if is_visitor(node) or self._is_refused(node) else node
 
     def _is_refused(self, node: NodeId) -> bool:
         return self._rotations is not None and self._rotations.is_node_refused(node)
@@ -306,6 +302,8 @@ class ServerConnection(web.RequestHandler):
             self.certificate = self._identify_certificate(
                 transport.get_extra_info("ssl_object")
             )
+        if self.certificate is not None and self.certificate.visit_ends_ms is not None:
+            self.visitor = self.certificate
         self.own_addresses = address_without_scope(transport.get_extra_info("sockname"))
 
     def _pool_and_owner(
