@@ -169,8 +169,9 @@ async def show_task(request: Request) -> web.StreamResponse:
 
 async def _live_facts_of(request: Request, record: TaskRecord) -> LiveFacts:
     """Read what people see of one task besides its record, if it can have any."""
-    is_live = record.state is TaskState.RUNNING or record.progress is not None
-    return await read_live_facts(request, [record] if is_live else ())
+    if record.state is TaskState.RUNNING or record.progress is not None:
+        return await read_live_facts(request, [record])
+    return LiveFacts()
 
 
 async def find_task(request: Request, wait_s: float) -> TaskRecord:

@@ -116,13 +116,15 @@ class ReportQueue:
         """
         if not self._reports:
             return
-        since_s = self._clock.now().mono_s - self._flushed_s
-        is_held = is_busy and not self._has_urgent and since_s < COALESCE_S
-        if not is_held or len(self._reports) >= COALESCE_REPORTS:
+        if not is_busy or self._has_urgent or self._is_flush_due():
             self.flush()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(COALESCE_S, self.flush)
+
+    def _is_flush_due(self) -> bool:
+        since_s = self._clock.now().mono_s - self._flushed_s
+        return since_s >= COALESCE_S or len(self._reports) >= COALESCE_REPORTS
 
     def flush(self) -> None:
         """Deliver all reports now."""
