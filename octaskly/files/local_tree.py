@@ -289,7 +289,8 @@ class _TreeScan:
                 " name",
                 hint="give it a place with a name, without '/' at its end",
             )
-        self._add_file(_join(named.below, named.place), named.source, status)
+        place = _join(named.below, named.place)
+        self._add_file(place, named.source, status, hint="name a file or folder")
         self._check_count(named)
 
     def check_collisions(self) -> None:
@@ -361,15 +362,16 @@ class _TreeScan:
             if place not in self._files:
                 self._links[place] = _read_link(path, top)
         else:
-            self._add_file(place, path, status)
+            hint = "remove it, or exclude it in .gitignore"
+            self._add_file(place, path, status, hint=hint)
 
-    def _add_file(self, place: str, path: str, status: os.stat_result) -> None:
+    def _add_file(
+        self, place: str, path: str, status: os.stat_result, *, hint: str
+    ) -> None:
+        """Add a file; the hint is for something that is none."""
         kind = _SPECIAL_KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is not None:
-            raise ManifestError(
-                f"{path!r} is {kind}, which cannot be sent",
-                hint="remove it, or exclude it in .gitignore",
-            )
+            raise ManifestError(f"{path!r} is {kind}, which cannot be sent", hint=hint)
         self._claim(place, path)
         self._files[place] = status
         self._links.pop(place, None)  # Named by itself, it stands for its target.

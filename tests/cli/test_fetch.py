@@ -432,6 +432,7 @@ def test_map_fetches_the_outputs_of_each_item(agent: DemoAgent, home: Path) -> N
         (["{/}"], ["a/x", "b/x"]),
         (["{.}.o"], ["x.c", "x.h"]),
         (["{}"], ["a", "./a"]),
+        (["{}"], ["a", "a"]),
         (["{}"], ["a", "a/b"]),
         (["{}"], ["a/b", "a"]),
         (["out/{}", "out"], ["a", "b"]),

@@ -243,7 +243,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             1,
             (
                 "error: 'PROJECT/fifo' is a FIFO, which cannot be sent\n"
-                "  hint: remove it, or exclude it in .gitignore\n"
+                "  hint: name a file or folder\n"
             ),
         ),
         (

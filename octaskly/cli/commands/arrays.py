@@ -409,6 +409,11 @@ def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> No
             other = next((n for n in found if n not in (None, position)), None)
             if other is not None:
                 _check_globs(items[other], item)
+                if items[other] == item:
+                    raise click.UsageError(
+                        f"--out {out}: the item {item!r} occurs twice, so two tasks"
+                        f" would both write {path}"
+                    )
                 raise click.UsageError(
                     f"--out {out}: {items[other]!r} and {item!r} would both write "
                     f"{path}; add {{}} or another placeholder"
