@@ -216,7 +216,6 @@ class SentFiles:
             includes_ignored=sent.includes_ignored,
             sharing="replicate" if is_replicated else "lend",
             callbacks=ScanCallbacks(self._on_found, self._hashing.add),
-            has_later_fetch=True,
         )
 
     def _scan(self, files: LocalFiles) -> LocalTree:
@@ -243,21 +242,6 @@ class SentFiles:
         self._files_sent += files
         self._bytes_sent += size_bytes
         self._sending.add(files, size_bytes)
-
-
-def digests_sent_from(folder: Path, task: Task) -> dict[str, bytes]:
-    """Return the SHA-256 of files that this machine sent with a task from a folder.
-
-    A task with a `cwd` has none: its outputs are relative to that folder, so no file
-    that was sent has the path of an output.
-    """
-    if task.tree is None or task.cwd:
-        return {}
-    from octaskly.client.local_files import (  # noqa: PLC0415 - for --in only
-        find_sent_digests,
-    )
-
-    return find_sent_digests(task.tree, folder)
 
 
 def _explain(error: OctasklyError, earlier: str) -> OctasklyError:

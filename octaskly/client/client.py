@@ -373,8 +373,8 @@ class Client:
             task: The task, or its id.
             folder: The folder; it is created.
             sent: SHA-256 of files that were sent, by their paths in the folder; by
-                default, those that were sent with this `Task` from this folder. A file
-                that has changed since is kept: see `Fetched.kept`.
+                default, those that this machine has sent with the task from this
+                folder. A file that has changed since is kept: see `Fetched.kept`.
             on_progress: Is called with the bytes that arrived and their total.
             deadline_s: Seconds until `TimedOut` is raised.
 

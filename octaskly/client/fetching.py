@@ -32,7 +32,7 @@ class Fetching:
         task: The ended task.
         folder: Where its outputs are placed.
         sent: SHA-256 of the files that were sent, by their paths in the folder; by
-            default, those that the task remembers.
+            default, as `digests_sent_from` returns them.
         on_progress: Is called after each part.
 
     Raises:
@@ -55,7 +55,7 @@ class Fetching:
                 hint="wait until it has ended, then fetch",
             )
         if sent is None:
-            sent = _sent_from(Path(folder), task)
+            sent = digests_sent_from(Path(folder), task)
         declared = [out.path for out in task.outputs if out.bytes is not None]
         home = HomeFolder(Path(folder), task=task.id, declared=declared, sent=sent)
         self.is_empty = not declared
@@ -149,9 +149,20 @@ class Fetching:
         self._unpacker.close()
 
 
-def _sent_from(folder: Path, task: Task) -> Mapping[str, bytes]:
-    """Return the SHA-256 of the files that were sent with a task from this folder."""
+def digests_sent_from(folder: Path, task: Task) -> dict[str, bytes]:
+    """Return the SHA-256 of the files that were sent with a task from a folder.
+
+    They are by their paths in the folder. Those that this process has sent are known by
+    the task, others by the records of this machine. A task with a `cwd` has none: its
+    outputs are relative to that folder, so no file has the path of an output.
+    """
     sent = sent_with(task)
-    if sent is None or folder.resolve() != Path(sent.folder).resolve():
+    if sent is not None and folder.resolve() == Path(sent.folder).resolve():
+        return dict(sent.by_path)
+    if task.tree is None or task.cwd:
         return {}
-    return sent.by_path
+    from octaskly.client.local_files import (  # noqa: PLC0415 - for sent files only
+        find_sent_digests,
+    )
+
+    return find_sent_digests(task.tree, folder)

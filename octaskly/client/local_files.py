@@ -64,7 +64,6 @@ class LocalFiles:
         includes_ignored: Skip nothing below folders.
         sharing: What `attach` does with the files.
         callbacks: Are told of the progress of scans.
-        has_later_fetch: Another process may fetch the outputs of the tasks.
     """
 
     def __init__(
@@ -75,10 +74,8 @@ class LocalFiles:
         includes_ignored: bool = False,
         sharing: Sharing,
         callbacks: ScanCallbacks = SILENT,
-        has_later_fetch: bool = False,
     ) -> None:
         self._inputs, self._array = inputs, array
-        self._has_later_fetch = has_later_fetch
         self._includes_ignored = includes_ignored
         self._sharing, self._callbacks = sharing, callbacks
         self._folder = ""  #: the current one during the scan
@@ -135,7 +132,8 @@ class LocalFiles:
         is_lent_again = self._sharing == "lend" and (
             answer.is_lent or self._array is not None
         )
-        if is_lent_again or (self._has_later_fetch and any(d.outputs for d in drafts)):
+        # Another process may fetch the outputs.
+        if is_lent_again or any(draft.outputs for draft in drafts):
             yield RunBlocking(partial(_sent_trees().save, tree, self._origin()))
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._is_by_item:

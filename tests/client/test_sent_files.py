@@ -109,6 +109,23 @@ def test_submitted_tasks_find_their_files(
     assert kept.path == "a.log"
 
 
+@pytest.mark.parametrize("call", ["run", "submit"])
+def test_a_later_program_keeps_a_file_that_was_edited_since_it_was_sent(
+    client: octaskly.Client, project: Path, call: str
+) -> None:
+    """It knows only the id of the task; this machine has a record of the files."""
+    task = getattr(client, call)(
+        "echo made >>src/text", inputs="src", outputs=["src/text"]
+    )
+    assert client.wait(task).status == "completed"
+    (project / "src" / "text").write_text("edited\n")
+
+    fetched = client.fetch(task.id)
+
+    assert (project / "src" / "text").read_text() == "edited\n"
+    assert [kept.path for kept in fetched.kept] == ["src/text"]
+
+
 def test_tasks_of_one_request_get_the_same_files(
     client: octaskly.Client, project: Path
 ) -> None:

@@ -43,12 +43,7 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.cli.output.terminal import is_terminal, print_exact, print_line
-from octaskly.cli.sent_files import (
-    SentFiles,
-    SentPaths,
-    digests_sent_from,
-    warn_of_local_files,
-)
+from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
@@ -517,6 +512,8 @@ def _fetcher_of(
     files.
     """
     if declared is None:
+        from octaskly.client.fetching import digests_sent_from  # noqa: PLC0415 - rare
+
         known = client.send_and_decode(rest_calls.task(array), Task)
         declared = [out.path for out in known.outputs]
         sent = digests_sent_from(Path(), known)

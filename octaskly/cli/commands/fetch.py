@@ -14,10 +14,10 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.fetched import fetch_outputs, fetched_text, report_fetched
 from octaskly.cli.output.render import EXIT_OCTASKLY_FAILED, note, print_json
-from octaskly.cli.sent_files import digests_sent_from
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Conflict
+from octaskly.client.fetching import digests_sent_from
 from octaskly.client.flows import queries, rest_calls
 from octaskly.errors import MeshError
 from octaskly.files.output_patterns import has_wildcards, prefixes
