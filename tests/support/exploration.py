@@ -14,7 +14,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from types import CellType, FunctionType, MethodType
 from typing import Any, Protocol
 
@@ -122,20 +123,40 @@ def fingerprint(root: object) -> int:
     """Return a hash of all that can be reached from an object, but not its identity."""
     parts: list[Hashable] = []
     places: dict[int, int] = {}
-    pending: list[object] = [root]
+    pending: list[Any] = [root]
     while pending:
         each = pending.pop()
-        if isinstance(each, ATOMS):
-            parts.append(each)
-            continue
-        if isinstance(each, Struct) and each.__struct_config__.eq:
-            parts.append(_hash_of(each))
+        kind = type(each)
+        part_of, contents_of = _readers(kind)  # type: ignore[arg-type]
+        if contents_of is None:
+            parts.append(each if part_of is None else part_of(each))
             continue
         place = places.setdefault(id(each), len(places))
-        parts.append((type(each).__name__, place))
+        parts.append((kind.__name__, place))
         if place == len(places) - 1:
-            pending += _contents(each)
+            pending += contents_of(each)
     return hash(tuple(parts))
+
+
+@cache
+def _readers(
+    kind: type,
+) -> tuple[Callable[[Any], Hashable] | None, Callable[[Any], Iterable[object]] | None]:
+    """Return how to read values of this type, decided once for each type.
+
+    Returns:
+        For a value without an identity of its own, a function that returns what it
+        counts as, or None if it counts as itself. For any other, a function that
+        returns what it consists of, in an order that depends on nothing else.
+    """
+    if issubclass(kind, ATOMS):
+        return None, None
+    if issubclass(kind, Struct) and kind.__struct_config__.eq:
+        return _hash_of, None
+    for kinds, contents_of in _CONTENTS.items():
+        if issubclass(kind, kinds):
+            return None, contents_of
+    return None, partial(_fields, _slots_of(kind))
 
 
 def _hash_of(value: Struct) -> Hashable:
@@ -145,31 +166,31 @@ def _hash_of(value: Struct) -> Hashable:
         return repr(value)
 
 
-def _contents(value: object) -> Iterable[object]:
-    """Return what a value consists of, in an order that depends on nothing else."""
-    match value:
-        case Mapping():
-            return [part for pair in value.items() for part in pair]
-        case list() | tuple() | deque():
-            return [len(value), *value]
-        case set() | frozenset():
-            return sorted(map(repr, value))
-        case FunctionType():
-            return [value.__qualname__, *(_cell(c) for c in value.__closure__ or ())]
-        case MethodType():
-            return [value.__func__.__qualname__, value.__self__]
-        case partial():
-            return [value.func, *value.args, *value.keywords.items()]
-        case _:
-            return _fields(value)
+_CONTENTS: dict[tuple[type, ...], Callable[[Any], Iterable[object]]] = {
+    (Mapping,): lambda value: chain.from_iterable(value.items()),
+    (list, tuple, deque): lambda value: [len(value), *value],
+    (set, frozenset): lambda value: sorted(map(repr, value)),
+    (FunctionType,): lambda value: [
+        value.__qualname__,
+        *map(_cell, value.__closure__ or ()),
+    ],
+    (MethodType,): lambda value: [value.__func__.__qualname__, value.__self__],
+    (partial,): lambda value: [value.func, *value.args, *value.keywords.items()],
+}
+"""What values of these types consist of."""
 
 
-def _fields(value: object) -> list[object]:
-    names = [*getattr(value, "__dict__", ())]
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
+def _slots_of(kind: type) -> list[str]:
+    names: list[str] = []
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else [*slots]
-    return [getattr(value, name, None) for name in names if name != "__dict__"]
+    return [name for name in names if name != "__dict__"]
+
+
+def _fields(slots: Sequence[str], value: object) -> list[object]:
+    fields = [*getattr(value, "__dict__", {}).values()]
+    return fields + [getattr(value, name, None) for name in slots]
 
 
 def _cell(cell: CellType) -> object:
