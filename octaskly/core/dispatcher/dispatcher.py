@@ -413,7 +413,7 @@ class Dispatcher:
         """Record how attempts of one worker ended; return what tells it so."""
         for report in reports:
             self._outcome_recorder.record_report(node, report, now)
-        items = tuple((report.task, report.attempt) for report in reports)
+        items = tuple([(report.task, report.attempt) for report in reports])
         self._step.recount_worker(node)
         return _Acknowledgement(node, items, ResultsOk(items))
 

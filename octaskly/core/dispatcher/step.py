@@ -267,7 +267,7 @@ class DispatchStep:
             self.queue.requeue(task)
         else:
             self.backoff_queue.add_task(task, now, wait_s)
-        array = array_of(task.spec.id) if task.may_be_array_cancelled else None
+        array = task.array if task.may_be_array_cancelled else None
         if array is not None and task.final_state is None:
             # The array may be over by that, which the store knows.
             self.announce_ended([array])
@@ -308,8 +308,8 @@ class DispatchStep:
             self.carry_out_verdict(task, before)
         if final is TaskState.FAILED:
             if not is_own_end:
-                self._await_array(task.spec.id)
-            self._count_member_failure(task.spec.id)
+                self._await_array(task)
+            self._count_member_failure(task)
 
     def carry_out_verdict(self, task: QueuedTask, before: TaskState | None) -> None:
         """Start no attempt at a task that has a verdict, and end the live one.
@@ -365,12 +365,12 @@ class DispatchStep:
         if verdict is not None:
             self.write(task, verdict)
 
-    def _await_array(self, member: TaskId) -> None:
+    def _await_array(self, member: QueuedTask) -> None:
         """Begin no members of an array that is not read, before one's failure counts.
 
         A read that is pending may be older than the verdict on the member.
         """
-        queue, array = self.queue, array_of(member)
+        queue, array = self.queue, member.array
         if array is None or queue.array_queue.knows_failures(array):
             return
         if array not in queue.tasks:
@@ -412,7 +412,7 @@ class DispatchStep:
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
-        array_id = array_of(member.spec.id)
+        array_id = member.array
         if array_id is None or member.final_state is not None:
             return
         array = self.queue.tasks.get(array_id)
@@ -429,9 +429,9 @@ class DispatchStep:
             if task.final_state is None
         ]
 
-    def _count_member_failure(self, member: TaskId) -> None:
+    def _count_member_failure(self, member: QueuedTask) -> None:
         """Begin no more members of an array of which too many have failed."""
-        array = array_of(member)
+        array = member.array
         if array is not None and self.queue.array_queue.add_failure(array):
             self.cancel_array(task_rules.cut_off(array, self.epoch.term))
 
@@ -525,7 +525,7 @@ class DispatchStep:
         queue, pool = self.queue, self.pool
         batches: dict[NodeId, list[Assignment]] = {}
         plan = RangePlan(self._message_bytes)
-        self._next_seq = self._journal.next_seq + sum(f.count for f in self.facts)
+        self._next_seq = self._journal.next_seq + sum([f.count for f in self.facts])
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.missing_inputs,

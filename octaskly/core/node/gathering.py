@@ -33,26 +33,23 @@ from octaskly.core.effects import Append, NumberedWrite, Send
 from octaskly.core.events import AttemptsEnded, Event, Received
 from octaskly.core.log.facts import (
     Assigned,
-    Entry,
     Finished,
     MembersAssigned,
     MembersSucceeded,
 )
 from octaskly.core.log.range_facts import MEMBER_BYTES
-from octaskly.core.model.arrays import RangeMembers, array_of
-from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
+from octaskly.core.model.arrays import array_of
+from octaskly.core.model.ids import Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Message,
-    PackedMessage,
     RangeResults,
     RangeResultsOk,
     Results,
     ResultsOk,
-    ack_messages,
 )
 
 REPORT_WAIT_S: Final = 0.002
@@ -63,12 +60,12 @@ REPORTS_MAX: Final = 64  #: that wait
 GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
 ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
 ENTRY_BYTES: Final = 512  #: of an entry without output, roughly
-ACKS: Final = (ResultsOk, RangeResultsOk)
-ASSIGNMENTS: Final = (Assigned, MembersAssigned)
 
 GatheredEffect = Send | NumberedWrite
 """An effect that waits, or that takes along what waits."""
 GATHERED_EFFECTS: Final = get_args(GatheredEffect)
+
+Ack = ResultsOk | RangeResultsOk
 
 
 class Gathering:
@@ -97,7 +94,7 @@ class Gathering:
         self._appends: list[Append] = []
         self._appends_bytes = 0
         self._appends_due_s = math.inf
-        self._acks: dict[NodeId, _Acks] = {}
+        self._acks: dict[NodeId, list[Ack]] = {}
         self._acks_due_s = math.inf
 
     @property
@@ -157,7 +154,7 @@ class Gathering:
         acks = self._acks.pop(effect.peer, None)
         if acks is None:
             return effect
-        return Send(effect.peer, (*acks.messages(), *effect.messages))
+        return Send(effect.peer, (*_join_acks(acks), *effect.messages))
 
     def take_due(self, now: Moment, *, may_wait: bool) -> list[Append | Send]:
         """Remove and return what has waited long enough; else set the timer."""
@@ -166,7 +163,7 @@ class Gathering:
             effects += self.take_writes()
         if not may_wait or self._acks_due_s <= now.mono_s:
             effects += [
-                Send(peer, acks.messages()) for peer, acks in self._acks.items()
+                Send(peer, _join_acks(acks)) for peer, acks in self._acks.items()
             ]
             self._acks.clear()
             self._acks_due_s = math.inf
@@ -175,21 +172,9 @@ class Gathering:
         return effects
 
     def _hold_append(self, append: Append, now: Moment) -> bool:
-        has_ends, size_bytes = False, self._appends_bytes
-        for entry in append.entries:
-            fact = entry.fact
-            size_bytes += ENTRY_BYTES
-            if isinstance(fact, Finished):
-                has_ends = True
-                size_bytes += fact.outcome.size_bytes
-            elif isinstance(fact, MembersSucceeded):
-                has_ends = True
-                size_bytes += MEMBER_BYTES * fact.count
-            elif not isinstance(fact, ASSIGNMENTS):
-                return False
-        if not has_ends or size_bytes > self._bytes_max:
-            return False
-        if self._is_urgent(append.entries):
+        added_bytes = self._size_of_ends(append)
+        size_bytes = self._appends_bytes + added_bytes
+        if not added_bytes or size_bytes > self._bytes_max:
             return False
         if not self._appends:
             self._appends_due_s = now.mono_s + GATHER_S
@@ -197,26 +182,40 @@ class Gathering:
         self._appends_bytes = size_bytes
         return True
 
-    def _is_urgent(self, entries: Sequence[Entry]) -> bool:
-        """Return True if an attempt did not succeed, or the last member of an array."""
-        arrays: set[TaskId] = set()
-        for entry in entries:
-            fact = entry.fact
-            if isinstance(fact, MembersSucceeded):
-                arrays.add(fact.array)
-            elif isinstance(fact, Finished):
-                if fact.outcome.state is not AttemptState.OK:
-                    return True
-                if (array := array_of(fact.task)) is not None:
-                    arrays.add(array)
-        return not all(map(self._has_unended_members, arrays))
+    def _size_of_ends(self, append: Append) -> int:
+        """Return the size of a write of ends that may wait, 0 of any other.
+
+        What was assigned in their place may be part of it.
+        """
+        size_bytes = ENTRY_BYTES * len(append.entries)
+        has_ends, arrays = False, set[TaskId]()
+        for entry in append.entries:
+            match entry.fact:
+                case Assigned() | MembersAssigned():
+                    continue
+                case Finished(task, outcome=outcome) if (
+                    outcome.state is AttemptState.OK
+                ):
+                    size_bytes += outcome.size_bytes
+                    array = array_of(task)
+                case MembersSucceeded(array) as ended:
+                    size_bytes += MEMBER_BYTES * ended.count
+                case _:
+                    return 0
+            has_ends = True
+            if array is not None:
+                arrays.add(array)
+        # The end of the last member of an array does not wait.
+        may_wait = has_ends and all(map(self._has_unended_members, arrays))
+        return size_bytes if may_wait else 0
 
     def _hold_ack(self, effect: Send, now: Moment) -> bool:
-        if not all(isinstance(message, ACKS) for message in effect.messages):
+        acks = [message for message in effect.messages if isinstance(message, Ack)]
+        if len(acks) < len(effect.messages):
             return False
         if not self._acks:
             self._acks_due_s = now.mono_s + ACK_WAIT_S
-        self._acks.setdefault(effect.peer, _Acks()).add(effect.messages)
+        self._acks.setdefault(effect.peer, []).extend(acks)
         return True
 
     def _are_many_arriving(self, now: Moment) -> bool:
@@ -224,25 +223,16 @@ class Gathering:
         return len(times) == times.maxlen and now.mono_s - times[0] <= GATHER_S
 
 
-class _Acks:
-    """The acknowledgements for one worker that wait."""
-
-    def __init__(self) -> None:
-        self._single: list[tuple[TaskId, AttemptId]] = []
-        self._members: list[RangeMembers] = []
-
-    def add(self, messages: Sequence[Message | PackedMessage]) -> None:
-        """Add the acknowledgements of a message to the worker."""
-        for message in messages:
-            if isinstance(message, ResultsOk):
-                self._single += message.items
-            else:
-                assert isinstance(message, RangeResultsOk)
-                self._members += message.items
-
-    def messages(self) -> tuple[Message, ...]:
-        """Return what is to be sent."""
-        return ack_messages(self._single, self._members)
+def _join_acks(acks: Sequence[Ack]) -> tuple[Message, ...]:
+    """Return the acknowledgements for one worker, in one message of each kind."""
+    if len(acks) == 1:
+        return (acks[0],)
+    single = [item for ack in acks if isinstance(ack, ResultsOk) for item in ack.items]
+    ranges = [
+        item for ack in acks if isinstance(ack, RangeResultsOk) for item in ack.items
+    ]
+    joined = ResultsOk(tuple(single)), RangeResultsOk(tuple(ranges))
+    return tuple(ack for ack in joined if ack.items)
 
 
 def _attempt_times_ms(event: Event) -> list[int] | None:

@@ -9,7 +9,7 @@ Thus no number from a peer can block the writer or a claim.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from octaskly.core.effects import Effect, LogLine
@@ -328,11 +328,9 @@ class MessageValidator:
         own = self._journal.stream
         if own is not None:
             last_seq = self._journal.vector[own]
-            if any(
-                attempt.stream == own and attempt.seq > last_seq
-                for attempt in _reported_attempts(message)
-            ):
-                return "attempt"  # It was not assigned yet.
+            for attempt in _reported_attempts(message):
+                if attempt.stream == own and attempt.seq > last_seq:
+                    return "attempt"  # It was not assigned yet.
         view = self._peer_table.peers.get(peer)
         return (
             "parts" if view and len(view.reattach_parts) >= REATTACH_PARTS_MAX else None
@@ -355,20 +353,18 @@ def _is_sane_work(message: _WorkMessage) -> bool:
             return all(map(are_valid_members, members))
 
 
-def _reported_attempts(message: _WorkMessage) -> Iterator[AttemptId]:
-    """Yield the attempts that a worker says it ran or runs; of a range, the last."""
+def _reported_attempts(message: _WorkMessage) -> list[AttemptId]:
+    """Return the attempts that a worker says it ran or runs; of a range, the last."""
     match message:
         case Results(reports):
-            for report in reports:
-                yield report.attempt
+            return [report.attempt for report in reports]
         case RangeResults(items):
-            for members in (report.members for report in items):
-                yield attempt_at(members.attempt, members.offsets[-1])
+            ranges = [report.members for report in items]
+            return [attempt_at(each.attempt, each.offsets[-1]) for each in ranges]
         case Reattach(running):
-            for attempt, _ in running:
-                yield attempt
+            return [attempt for attempt, _ in running]
         case _:
-            pass
+            return []
 
 
 def _check_addresses(message: Message) -> str | None:

@@ -7,7 +7,6 @@ A node that has seen a higher epoch replies with it and ignores the message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -529,12 +528,3 @@ Message = (
     | RecordBatch
     | KeyringMessage
 )
-
-
-def ack_messages(
-    items: Sequence[tuple[TaskId, AttemptId]], members: Sequence[RangeMembers]
-) -> tuple[Message, ...]:
-    """Return the acknowledgements of results, and of results of members of ranges."""
-    single = (ResultsOk(tuple(items)),) if items else ()
-    ranges = (RangeResultsOk(tuple(members)),) if members else ()
-    return single + ranges

@@ -73,19 +73,23 @@ class Matcher:
         return None if options is None else self._locality.input_bytes(options)
 
     def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Yield pairs of task and worker; the caller assigns each before the next.
+        """Return pairs of task and worker; the caller assigns each before the next.
 
         An array stands for its first remaining member.
         """
-        lanes = self._queue.lanes
-        if lanes.has_constrained:
-            while True:
-                reservation = self.reservation
-                yield from self._match_by_turn(now)
-                if reservation is None or reservation is self.reservation:
-                    return
-                # The reservation was released, so a skipped lane may use its worker.
-        yield from self._match_by_turn(now)
+        if self._queue.lanes.has_constrained:
+            return self._match_with_reservation(now)
+        return self._match_by_turn(now)
+
+    def _match_with_reservation(
+        self, now: Moment
+    ) -> Iterator[tuple[QueuedTask, NodeId]]:
+        while True:
+            reservation = self.reservation
+            yield from self._match_by_turn(now)
+            if reservation is None or reservation is self.reservation:
+                return
+            # The reservation was released, so a skipped lane may use its worker.
 
     def _match_by_turn(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
         """Match tasks until no lane has one that some worker has room for."""

@@ -99,17 +99,22 @@ class QueuedTask(Struct, eq=False, gc=False):
     lane: LaneKey | None = None  #: its lane, once it is in one
     place: int = 0  #: its place there, which other entries of the lane do not have
     shares: Shares | None = None  #: those that hold the slots of its live attempt
-    known_flow: FlowKey | None = None  #: see `flow`
     size_bytes: int = 0  #: its size while it waits, roughly
     # Derived from the record:
     spec: TaskSpec = _NO_SPEC  #: without a command while it is not known
+    array: TaskId | None = None  #: its array, if it is a member
+    flow: FlowKey = ("", None)  #: with which it takes turns
+    slots: int = 1  #: that an attempt holds
     final_state: TaskState | None = None
     """The state by the last verdict, even if an attempt still runs; None: none."""
 
     def __post_init__(self) -> None:
         """Derive from the record what is needed often."""
         record = self.record
-        self.spec = record.spec or TaskSpec(id=record.id, command="")
+        spec = self.spec = record.spec or TaskSpec(id=record.id, command="")
+        self.array = array_of(record.id)
+        self.flow = flow_of(spec)
+        self.slots = slots_of(spec.options)
         if record.attempts or record.cancelled_by:
             self._update_final_state()
 
@@ -119,21 +124,9 @@ class QueuedTask(Struct, eq=False, gc=False):
         return ord_after(self.spec, self.record.reprioritized)
 
     @property
-    def flow(self) -> FlowKey:
-        """The flow with which it takes turns."""
-        if self.known_flow is None:  # Finding the array of a member takes long.
-            self.known_flow = flow_of(self.spec)
-        return self.known_flow
-
-    @property
     def requires(self) -> Requirements | None:
         """The task's requirements, if any."""
         return requires_of(self.spec.options)
-
-    @property
-    def slots(self) -> int:
-        """Number of slots that an attempt holds."""
-        return slots_of(self.spec.options)
 
     @property
     def last_attempt_n(self) -> int:
@@ -189,7 +182,7 @@ class QueuedTask(Struct, eq=False, gc=False):
 
         A cancel of a member's array is kept apart, because it does not end what runs.
         """
-        is_member = array_of(record.id) is not None
+        is_member = self.array is not None
         if is_member and record.cancelled_by is not None and not record.cancel_term:
             self.array_cancelled_by = record.cancelled_by
             record = replace(record, cancelled_by=None)
@@ -202,9 +195,11 @@ class QueuedTask(Struct, eq=False, gc=False):
         self._update_final_state()
 
     def _update_final_state(self) -> None:
+        record, by = self.record, self.array_cancelled_by
         # What is not read may run, by an assignment that is not known here.
-        array_cancelled_by = self.array_cancelled_by if self.is_read else None
-        state = with_array_cancelled(self.record, array_cancelled_by).state
+        if by is not None and self.is_read:
+            record = with_array_cancelled(record, by)
+        state = record.state
         self.final_state = state if state.is_final else None
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:

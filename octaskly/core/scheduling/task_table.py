@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
-from octaskly.core.model.arrays import RangeMembers, array_of
+from octaskly.core.model.arrays import RangeMembers
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.live_ranges import APART, SUCCEEDED, LiveRange, LiveRanges
@@ -84,19 +84,19 @@ class TaskTable:
         task_id = task.spec.id
         self._tasks[task_id] = task
         self.note_stage(task)
-        if (array := array_of(task_id)) is not None:
-            self._members.setdefault(array, {})[task_id] = task
+        if task.array is not None:
+            self._members.setdefault(task.array, {})[task_id] = task
 
     def remove(self, task: QueuedTask) -> None:
         """Remove a task."""
         task_id = task.spec.id
         del self._tasks[task_id]
         self._waiting.pop(task_id, None)
-        if (array := array_of(task_id)) is not None:
-            members = self._members[array]
+        if task.array is not None:
+            members = self._members[task.array]
             del members[task_id]
             if not members:
-                del self._members[array]
+                del self._members[task.array]
 
     def clear(self) -> None:
         """Remove all tasks."""
@@ -142,11 +142,11 @@ class TaskTable:
 
     # --- What workers hold.
 
-    def hold(self, node: NodeId, task: Held) -> None:
-        """Note that a worker got an attempt of a task, or a range."""
+    def hold(self, node: NodeId, task: QueuedTask) -> None:
+        """Note that a worker got an attempt of a task."""
         held = self._held[node]
-        held.by_key[_key_of(task)] = task
-        held.count(task.spec, _count_of(task))
+        held.by_key[task.spec.id] = task
+        held.count(task.spec, 1)
 
     def release(self, node: NodeId, task: QueuedTask) -> None:
         """Note that a worker no longer holds an attempt of a task."""
@@ -179,7 +179,9 @@ class TaskTable:
     def add_range(self, live: LiveRange) -> None:
         """Add members that a worker gets together."""
         self.ranges.add(live)
-        self.hold(live.node, live)
+        held = self._held[live.node]
+        held.by_key[live.attempt] = live
+        held.count(live.spec, live.live_count)
 
     def range_of(self, members: RangeMembers, node: NodeId) -> LiveRange | None:
         """Return the range as which a worker got these members, if it is in memory."""
@@ -200,11 +202,10 @@ class TaskTable:
         If it is a live member of a range, only this member becomes a task. It must end
         in this step, because it loses its place among the attempts of the worker.
         """
-        found = None
-        if task_id not in self._tasks:
-            found = self.ranges.find(task_id)
+        known = self._tasks.get(task_id)
+        found = self.ranges.find(task_id) if known is None else None
         if found is None:
-            return self.get(task_id)
+            return known
         live, offset = found
         task = live.task_at(offset)
         if not task.is_live_at(node, attempt):
@@ -265,11 +266,3 @@ class TaskTable:
         for task in tasks:
             self.add(task)
         self._changed += (task for task in tasks if task.stage is Stage.ENDED)
-
-
-def _key_of(task: Held) -> HeldKey:
-    return task.attempt if isinstance(task, LiveRange) else task.spec.id
-
-
-def _count_of(task: Held) -> int:
-    return task.live_count if isinstance(task, LiveRange) else 1
