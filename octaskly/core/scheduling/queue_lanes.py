@@ -25,7 +25,7 @@ from operator import itemgetter
 
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded
-from octaskly.core.model.arrays import lane_key_of, split_member_id
+from octaskly.core.model.arrays import lane_key_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, requires_of, shape_of
@@ -117,9 +117,7 @@ class Flow:
 
 
 def _entry_of(task: QueuedTask) -> FlowEntry:
-    array_and_number = split_member_id(task.spec.id)
-    number = 0 if array_and_number is None else array_and_number[1]
-    return task.place, number, task.spec.id
+    return task.place, task.number, task.spec.id
 
 
 class Lane:

@@ -25,7 +25,7 @@ from octaskly.core.log.shown_end import (
     cut_missing_text,
     missing_texts,
 )
-from octaskly.core.model.arrays import RemainingMembers, array_of
+from octaskly.core.model.arrays import RemainingMembers, split_member_id
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
@@ -103,6 +103,7 @@ class QueuedTask(Struct, eq=False, gc=False):
     # Derived from the record:
     spec: TaskSpec = _NO_SPEC  #: without a command while it is not known
     array: TaskId | None = None  #: its array, if it is a member
+    number: int = 0  #: of a member in its array
     flow: FlowKey = ("", None)  #: with which it takes turns
     slots: int = 1  #: that an attempt holds
     final_state: TaskState | None = None
@@ -112,7 +113,8 @@ class QueuedTask(Struct, eq=False, gc=False):
         """Derive from the record what is needed often."""
         record = self.record
         spec = self.spec = record.spec or TaskSpec(id=record.id, command="")
-        self.array = array_of(record.id)
+        if (place := split_member_id(record.id)) is not None:
+            self.array, self.number = place
         self.flow = flow_of(spec)
         self.slots = slots_of(spec.options)
         if record.attempts or record.cancelled_by:

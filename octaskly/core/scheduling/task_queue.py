@@ -296,14 +296,14 @@ class TaskQueue:
             if queued.stage is not Stage.ENDED:  # An ended task is newer in memory.
                 queued.is_read = True
                 self.join(queued, record)
-        elif (
-            record.state is TaskState.QUEUED
-            and not self.array_queue.is_remainder_cancelled(record.id)
-        ):
+        elif record.state is TaskState.QUEUED:
             task = self.task_from_record(record)
+            if task.array is not None:
+                if self.array_queue.is_remainder_cancelled(record.id):
+                    return
+                self.look_up_missing(task.array)
             task.lane = lane
             self._enqueue(task)
-            self.look_up_array_of(record.id)
 
     def task_from_record(self, record: TaskRecord) -> QueuedTask:
         """Return a task in the state of its record, without queueing it."""
