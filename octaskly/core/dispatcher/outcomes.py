@@ -127,7 +127,8 @@ class OutcomeRecorder:
         elif outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
             task.add_missing_inputs(node, outcome.detail)
         self._step.free_task(task, outcome, now)
-        self.settle_refused((task,), now)
+        if task.missing_inputs:
+            self.settle_refused((task,), now)
 
     def settle_refused(self, tasks: Iterable[QueuedTask], now: Moment) -> None:
         """Fail the queued tasks that every worker has refused, or let them wait.

@@ -547,7 +547,7 @@ class DispatchStep:
                 shares = queue.turns.charge(task.flow, 1)
                 plan.add_member(task, task.remaining.pop(), node, shares)
             else:
-                self._assign_task(take_member(task), node, batches)
+                self._assign_task(take_member(task), node, batches, is_in_hand=False)
         ranges: dict[NodeId, list[MemberRange]] = {}
         for planned in plan.ranges():
             self._assign_range(planned, ranges)
@@ -573,11 +573,16 @@ class DispatchStep:
         ranges.setdefault(node, []).append(members)
 
     def _assign_task(
-        self, task: QueuedTask, node: NodeId, batches: dict[NodeId, list[Assignment]]
+        self,
+        task: QueuedTask,
+        node: NodeId,
+        batches: dict[NodeId, list[Assignment]],
+        *,
+        is_in_hand: bool = True,
     ) -> None:
         number = task.last_attempt_n + 1
         attempt = AttemptId(self.epoch.term, self.stream, self._next_seq, number)
-        if task.spec.id in self.queue.tasks:
+        if is_in_hand:
             self.queue.assign(task, attempt, node)
         else:  # A member, out of an array whose members do not go by ranges.
             self.queue.adopt(task, attempt, node)

@@ -154,6 +154,8 @@ class QueuedTask(Struct, eq=False, gc=False):
     @property
     def has_exclusions(self) -> bool:
         """Return True if some workers of its shape must not get it."""
+        if len(self.record.attempts) < VISITOR_RETURNS_MAX:  # A shortcut for most.
+            return bool(self.missing_inputs)
         return bool(self.missing_inputs) or self.avoids_visitors
 
     def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:

@@ -334,7 +334,8 @@ class TaskQueue:
             self.array_queue.stop_counting_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
                 task = new_queued_task(spec)
-                self.array_queue.count_failures(task, 0)
+                if task.remaining is not None:
+                    self.array_queue.count_failures(task, 0)
                 self.tasks.add(task)
                 lane.push(task)
                 has_grown = True
