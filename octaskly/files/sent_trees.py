@@ -28,7 +28,8 @@ from octaskly.files.manifest import (
     decode_manifest,
 )
 
-RECORDS_MAX: Final = 100  #: the oldest are removed first
+RECORDS_MAX: Final = 2000  #: the oldest are removed first
+RECORDS_BYTES_MAX: Final = 256 << 20  #: of all of them
 RECORD_BYTES_MAX: Final = 4 * MANIFEST_BYTES_MAX  #: unpacked
 COMPRESSION_LEVEL: Final = 1
 ORIGIN_CHARS: Final = 16  #: of the digest of an origin, in the name of a record
@@ -95,24 +96,30 @@ class SentTrees:
 
     def find_all(self, sha256: str) -> Iterator[SentTree]:
         """Yield the tree with a manifest for each origin, the one last sent first."""
-        for place in self._newest_first():
+        for place, _ in self._newest_first():
             if place.name.startswith(f"{sha256}-"):
                 found = _read_record(place, sha256)
                 if found is not None:
                     yield found
 
     def _remove_oldest(self) -> None:
-        for place in self._newest_first()[RECORDS_MAX:]:
-            place.unlink(missing_ok=True)
+        all_bytes = 0
+        for number, (place, size_bytes) in enumerate(self._newest_first()):
+            all_bytes += size_bytes
+            is_last = number == 0  # However large it is, a fetch may need it.
+            if number >= RECORDS_MAX or (all_bytes > RECORDS_BYTES_MAX and not is_last):
+                place.unlink(missing_ok=True)
 
-    def _newest_first(self) -> list[Path]:
-        """Return the records, the one that was saved last first."""
+    def _newest_first(self) -> list[tuple[Path, int]]:
+        """Return the records with their sizes, the one that was saved last first."""
         found = []
         with suppress(OSError):
             for place in self._folder.iterdir():
                 with suppress(FileNotFoundError):  # Another process has removed it.
-                    found.append((place.lstat().st_mtime_ns, place))
-        return [place for _, place in sorted(found, reverse=True)]
+                    status = place.lstat()
+                    found.append((status.st_mtime_ns, status.st_size, place))
+        found.sort(reverse=True)
+        return [(place, size_bytes) for _, size_bytes, place in found]
 
 
 def _origin_name(origin: Origin) -> str:
