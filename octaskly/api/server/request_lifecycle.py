@@ -72,11 +72,6 @@ class RequestMetrics:
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NO_CACHE_HEADERS = {
-    "Cache-Control": "no-cache, no-store, must-revalidate",
-    "Pragma": "no-cache",
-    "Expires": "0",
-}
 _SERVER_NAME = "octaskly"
 _DEFAULT_HEADERS = {
     "Server": _SERVER_NAME,
@@ -86,6 +81,12 @@ _DEFAULT_HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+}
+_UNCACHED_HEADERS = {
+    **_DEFAULT_HEADERS,
+    "Cache-Control": "no-cache, no-store, must-revalidate",
+    "Pragma": "no-cache",
+    "Expires": "0",
 }
 
 
@@ -159,16 +160,17 @@ class RequestLifecycle:
             return
         now_s = loop_time()
         seen = connection.request_info or RequestInfo(self._new_id(), now_s)
-        usual = {
-            **_DEFAULT_HEADERS,
-            **({} if "Cache-Control" in headers else _NO_CACHE_HEADERS),
-            **origin_checks.cors_headers(seen.origin),
-        }
-        added = {name: usual[name] for name in usual if name not in headers}
-        added["X-Request-ID"] = seen.id
-        added["X-Response-Time-ms"] = f"{(now_s - seen.started_s) * 1000:.3f}"
+        usual = _DEFAULT_HEADERS if "Cache-Control" in headers else _UNCACHED_HEADERS
+        cors = origin_checks.cors_headers(seen.origin)
+        for name, value in itertools.chain(usual.items(), cors.items()):
+            headers.setdefault(name, value)
         headers.update(
-            {**added, **seen.dispatcher_headers, **(seen.rate_limit_headers or {})}
+            {
+                "X-Request-ID": seen.id,
+                "X-Response-Time-ms": f"{(now_s - seen.started_s) * 1000:.3f}",
+                **seen.dispatcher_headers,
+                **(seen.rate_limit_headers or {}),
+            }
         )
         if seen.closes_connection or self._long_polls.is_closing:
             response.force_close()
