@@ -774,7 +774,7 @@ FIRST: dict[Plant, int] = {
     no_epoch_check_in_worker: 98,
     older_programs_are_followed: 5,
     records_are_not_in_snapshots: 8,
-    rests_of_ranges_begin_anew: 153,
+    rests_of_ranges_begin_anew: 348,
     retired_streams_need_not_be_held: 202,
     slots_of_submitters_do_not_count: 3,
     standbys_cannot_read_their_copies: 9,
