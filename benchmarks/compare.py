@@ -50,6 +50,9 @@ def main() -> None:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("trees", nargs="+", type=Path)
     options = parser.parse_args()
+    for tree in options.trees:
+        if not (tree / "octaskly" / "__main__.py").is_file():
+            parser.error(f"no tree of this repository: {tree}")  # Else another is used.
     rounds: list[Round] = []
     try:
         for number in range(options.rounds):
