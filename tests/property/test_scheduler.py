@@ -13,20 +13,19 @@ from tests.support.placement import PlacementReason, WorkerView, place
 PREFETCH = 6
 
 
-@st.composite
-def views(draw: st.DrawFn) -> list[WorkerView]:
-    """Return a few workers with unique ids."""
-    names = draw(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=6))
-    return [
-        WorkerView(
-            node=NodeId(name),
-            slots=draw(st.integers(1, 5)),
-            outstanding=draw(st.integers(0, 8)),
-            credit=draw(st.none() | st.integers(0, 12)),
-            cpu_percent=draw(st.floats(0, 100)),
-        )
-        for name in names
-    ]
+#: a few workers with unique ids
+WORKERS = st.lists(
+    st.builds(
+        WorkerView,
+        node=st.sampled_from("abcdefgh").map(NodeId),
+        slots=st.integers(1, 5),
+        outstanding=st.integers(0, 8),
+        credit=st.none() | st.integers(0, 12),
+        cpu_percent=st.floats(0, 100),
+    ),
+    max_size=6,
+    unique_by=lambda view: view.node,
+)
 
 
 def room(view: WorkerView) -> int:
@@ -35,7 +34,7 @@ def room(view: WorkerView) -> int:
     return max(0, min(credit, view.slots + PREFETCH) - view.outstanding)
 
 
-@given(views(), st.integers(0, 60))
+@given(WORKERS, st.integers(0, 60))
 def test_no_worker_gets_more_than_its_credit_and_none_idles_while_work_waits(
     workers: list[WorkerView], wanted: int
 ) -> None:
@@ -48,7 +47,7 @@ def test_no_worker_gets_more_than_its_credit_and_none_idles_while_work_waits(
     assert placed.total() == min(wanted, sum(room(view) for view in workers))
 
 
-@given(views(), st.integers(0, 60))
+@given(WORKERS, st.integers(0, 60))
 def test_shares_differ_by_one_attempt_at_most(
     workers: list[WorkerView], wanted: int
 ) -> None:
@@ -67,7 +66,7 @@ def test_shares_differ_by_one_attempt_at_most(
                 assert before_last / winner.slots <= now / other.slots
 
 
-@given(views(), st.integers(0, 60))
+@given(WORKERS, st.integers(0, 60))
 def test_prefetch_starts_only_when_no_slot_is_free(
     workers: list[WorkerView], wanted: int
 ) -> None:
@@ -77,7 +76,7 @@ def test_prefetch_starts_only_when_no_slot_is_free(
     assert reasons == sorted(reasons, key=lambda why: why is PlacementReason.PREFETCH)
 
 
-@given(views(), st.integers(0, 60))
+@given(WORKERS, st.integers(0, 60))
 def test_the_order_of_workers_does_not_matter(
     workers: list[WorkerView], wanted: int
 ) -> None:
