@@ -43,7 +43,7 @@ class TaskWaiters:
         self._unpersisted: deque[tuple[int, _TaskWait, TaskFact | None]] = deque()
         """Facts not yet on disk, for `accepts_local_commit`, with the write number.
 
-        None stands for what was appended before the wait began.
+        None stands for what was appended before the wait began, of any kind.
         """
         self._appended_number = self._persisted_number = 0  #: of the last write
         self.recent = RecentTasks()
@@ -72,9 +72,10 @@ class TaskWaiters:
         return task_name(fact.array) + _ANY_MEMBER in self._waits
 
     def on_persisted(self, number: int) -> None:
-        """Wake waits that accept local commits: writes up to `number` are on disk.
+        """Wake waits that accept local commits, or that have not read their task yet.
 
-        Woken earlier, they would read the old state of the task.
+        Writes up to `number` are on disk. Woken earlier, they would read the old state
+        of the task.
         """
         self._persisted_number = number
         while self._unpersisted and self._unpersisted[0][0] <= number:
@@ -123,13 +124,13 @@ class TaskWaiters:
         # Register before the first read, so that no change is missed. Applying a fact
         # twice changes nothing.
         with self._registered(wait, name):
-            if accepts_local_commit and self._persisted_number < self._appended_number:
-                self._unpersisted.append((self._appended_number, wait, None))
             cached = None if accepts_local_commit else self.recent.get(TaskId(name))
             try:
                 async with asyncio.timeout(timeout_s):
                     # The record has the submission, which is the first fact.
                     wait.facts += cached.facts[1:] if cached else ()
+                    if cached is None:
+                        await self._earlier_facts_on_disk(wait)
                     record = cached.record if cached else await read()
                     is_brief = _is_long(record)
                     while not is_wanted(record):
@@ -143,6 +144,19 @@ class TaskWaiters:
                     return record
             except TimeoutError:
                 return _newest_record(record, await read())
+
+    async def _earlier_facts_on_disk(self, wait: _TaskWait) -> None:
+        """Return once the facts that were appended before this wait can be read.
+
+        A verdict may follow seconds after the end that it is about. A wait that began
+        while that end was being written would know the verdict alone.
+        """
+        number = self._appended_number
+        if self._persisted_number < number:
+            self._unpersisted.append((number, wait, None))
+        while self._persisted_number < number:
+            await wait.has_changed.wait()
+            wait.has_changed.clear()
 
     @contextmanager
     def _registered(self, wait: _TaskWait, name: str) -> Iterator[None]:

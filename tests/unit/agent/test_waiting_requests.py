@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from functools import reduce
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly import errors
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.core.events import Event, TasksSubmitted
+from octaskly.core.log import merge
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Entry,
     Finished,
     MembersSucceeded,
     SuccessTimes,
+    TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.replies import NotDispatching, NotReplicated, Reply, TasksAccepted
 from octaskly.errors import (
     DispatcherUnknown,
@@ -140,6 +145,42 @@ async def test_an_early_answer_is_on_disk() -> None:
         waiters.on_persisted(1)
 
     assert asked.result().state is TaskState.RUNNING
+
+
+async def test_a_wait_knows_the_end_that_was_written_when_it_began() -> None:
+    """The verdict came seconds later, as others could still have run the task."""
+    waiters = TaskWaiters()
+    task = TaskId("task-001-0000000a")
+    absent = replace(
+        outcome(), state=AttemptState.RELEASED, reason=EndReason.INPUTS, exit_code=None
+    )
+    begun = Assigned(task, attempt(), node_id("a"))
+    end = Finished(task, attempt(), node_id("a"), absent)
+    verdict = Decided(task, TaskState.FAILED, 1, attempt(), node_id("a"))
+    on_disk: list[TaskFact] = [begun]
+    has_read = asyncio.Event()
+
+    async def read() -> TaskRecord:
+        has_read.set()
+        return reduce(merge.apply_fact, on_disk, merge.record_of(begun))
+
+    waiters.on_appended([Entry(STREAM, 2, 2, end)], 2)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            waiters.wait_until(task, read, lambda record: record.state.is_final, 60.0)
+        )
+        await asyncio.sleep(0)
+        on_disk.append(end)
+        waiters.on_persisted(2)
+        await has_read.wait()
+        waiters.on_appended([Entry(STREAM, 3, 3, verdict)], 3)
+        waiters.on_replicated([task])
+
+    ended = asked.result()
+    assert ended.state is TaskState.FAILED
+    assert ended.deciding_attempt is not None
+    assert ended.deciding_attempt.outcome is not None
+    assert ended.deciding_attempt.outcome.reason is EndReason.INPUTS
 
 
 async def _outcome(tickets: PendingRequests) -> object:
