@@ -68,12 +68,17 @@ DEFAULT_RETRY = Retry()
 def verdict_of(spec: TaskSpec, attempts: Sequence[Attempt]) -> TaskState | None:
     """Return how the attempts at a task end it; None if another one may follow.
 
+    While one runs, no failure ends the task: a late log may bring more failures than
+    the task may have, and the attempt that runs may still succeed.
+
     Args:
         spec: The task.
         attempts: All known attempts, with how they ended.
     """
     if any(attempt.state is AttemptState.OK for attempt in attempts):
         return TaskState.COMPLETED
+    if any(attempt.state.is_live for attempt in attempts):
+        return None
     rule = retry_policy(spec)
     failed = [a.outcome for a in attempts if a.state is AttemptState.FAILED]
     lost = sum(_counts_as_loss(rule, attempt) for attempt in attempts)
