@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.dispatcher import task_rules
+from octaskly.core.dispatcher import reconciliation, task_rules
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.reconciliation import Reconciler
@@ -387,6 +387,11 @@ def cancels_wait_for_no_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "on_cancel_requested", hasty)
 
 
+def ends_of_other_logs_are_not_repeated(patch: pytest.MonkeyPatch) -> None:
+    """An end below the floor stays unknown to followers that forgot it."""
+    patch.setattr(reconciliation, "REPEATS_MAX", 0)
+
+
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker assumes that a sent result arrives and is kept."""
     real = ResultOutbox.mark_sent
@@ -719,6 +724,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (logs_of_returning_workers_are_not_awaited, run_failing),
     (logs_are_awaited_for_a_fixed_time, run_failing),
     (cancels_wait_for_no_log, run_failing),
+    (ends_of_other_logs_are_not_repeated, run_failing),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
     (the_smallest_success_is_shown, run_steered),
@@ -764,6 +770,7 @@ FIRST: dict[Plant, int] = {
     deposed_dispatchers_are_acknowledged: 51,
     ended_members_of_ranges_run_again: 7,
     ends_count_during_a_pull: 91,
+    ends_of_other_logs_are_not_repeated: 63000834,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
     logs_are_awaited_for_a_fixed_time: 61000552,

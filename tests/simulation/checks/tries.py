@@ -309,7 +309,7 @@ def arrays_add_up(world: World) -> None:
     """All nodes agree on an array's counts, and no member waits or runs.
 
     A node that forgot an array before it was copied elsewhere knows less of it. Still,
-    no member of an ended array waits there.
+    no member of an ended array waits or runs there: the dispatcher repeats its end.
     """
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
