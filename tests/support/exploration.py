@@ -177,7 +177,7 @@ _CONTENTS: dict[tuple[type, ...], Callable[[Any], Iterable[object]]] = {
     (MethodType,): lambda value: [value.__func__.__qualname__, value.__self__],
     (partial,): lambda value: [value.func, *value.args, *value.keywords.items()],
 }
-"""What values of these types consist of."""
+"""By types, a function that returns the parts of a value."""
 
 
 def _slots_of(kind: type) -> list[str]:

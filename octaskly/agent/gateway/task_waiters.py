@@ -65,7 +65,7 @@ class TaskWaiters:
                     wait.facts.append(fact)
 
     def _may_be_awaited(self, entry: Entry) -> bool:
-        """Return False for facts about members if nobody waits for a member."""
+        """Return False for a range if nobody waits for a member of its array."""
         fact = entry.fact
         if not isinstance(fact, RANGE_FACTS):
             return True

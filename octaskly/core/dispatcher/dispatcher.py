@@ -314,7 +314,8 @@ class Dispatcher:
     def on_copies_requested(self, ticket: int, now: Moment) -> list[Effect]:
         """Answer once all on this disk has the copies that a new task would have.
 
-        First, ends from other logs are repeated, if that takes less than some seconds.
+        The answer also waits, for a few seconds at most, until ends from other logs are
+        repeated.
         """
         self._copies_requested.append(ticket)
         return self._wait_for_copies(now)

@@ -10,9 +10,9 @@ So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, an
 reattach window. Both times start again with each part of a log that arrives, for at
 most `LOG_WAIT_S_MAX`. A worker refuses orders of old epochs: see `core.worker.worker`.
 
-An end that came with another node's log has a verdict of an earlier epoch, or none. It
-is repeated in this epoch before anybody hears of it, once all logs have been read. A
-verdict of an epoch between the two may be in a log that comes later; it counts less.
+An end in another node's log has a verdict of an earlier epoch, or none. Once all logs
+are read, this epoch writes the verdict again, and only then is the end announced. So no
+verdict that comes later, from an epoch between the two, changes what was announced.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Sta
 CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
 CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond, but send no entries
 LOG_WAIT_S_MAX = 30.0
-"""How long the logs of other nodes are awaited in all, while parts of them arrive.
+"""Longest wait for the logs of other nodes, even if parts of them still arrive.
 
-Until then no queued task of an earlier epoch starts. A snapshot of gigabytes takes
-longer.
+Meanwhile no queued task of an earlier epoch starts, so a snapshot of gigabytes, which
+takes longer, is not awaited to its end.
 """
 LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
 REPEATS_MAX = 10_000
-"""Ends to repeat for each time that logs are awaited; more are announced as they are.
+"""Ends of other logs that are repeated after each wait for logs.
 
-A standby that is in sync lacks fewer. After a split there may be millions, and most of
-a snapshot's are known here.
+More are announced as they are. A standby that is in sync lacks fewer; after a split
+there may be millions.
 """
 
 
@@ -113,7 +113,7 @@ class Reconciler:
             self._start_times(now)
 
     def extend_waits(self, parts: int, now: Moment) -> None:
-        """Wait on for what others hold, as one that is not read yet speaks.
+        """Wait longer for other logs: a node that has more entries has responded.
 
         Args:
             parts: Number of parts of other logs that have arrived so far.
@@ -125,7 +125,7 @@ class Reconciler:
         self._delay_read(now)
 
     def _start_times(self, now: Moment) -> None:
-        """Start the times for which logs are awaited, as a part of one has arrived."""
+        """Start both waits for logs afresh, because a part of one has arrived."""
         end_s, now_s = self._log_wait_end_s, now.mono_s
         self._read_delay_end_s = min(now_s + CATCH_UP_S_MAX, end_s)
         self._log_awaited_until_s = min(now_s + self._reattach_s, end_s)

@@ -392,7 +392,7 @@ def test_a_path_that_leaves_this_folder_and_comes_back_is_not_called_outside(
     ],
 )
 def test_special_files_are_an_error(tmp_path: Path, kind: int, said: str) -> None:
-    """Below a folder, and by name: then nobody is told to remove a device."""
+    """In a folder the hint is to remove them; a named one, like a device, stays."""
     write(tmp_path, "d/a")
     try:
         os.mknod(tmp_path / "d" / "x", kind | 0o600, os.makedev(1, 3))

@@ -120,7 +120,7 @@ def test_an_end_from_another_log_is_repeated_before_it_is_announced() -> None:
 
 
 def test_an_answer_waits_until_ends_from_another_log_are_repeated() -> None:
-    """What it shows must stay."""
+    """Otherwise it could show an end that a later verdict replaces."""
     world = later_dispatcher()
     world.dispatch.on_ended_elsewhere((T,), moment())
     assert world.dispatch.on_copies_requested(5, moment()) == []
