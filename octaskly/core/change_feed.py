@@ -104,9 +104,10 @@ class FeedCursor:
         self._retired_digest = retired_digest
         self.vector: Vector = dict(vector)
         self.corrected_ends: dict[TaskId, TaskEvent] = {}
-        """Ends of tasks for which the reader last got a different state.
+        """Ends that the reader has yet to get, at the latest once it has read all.
 
-        The other side of a network split may continue a task that had ended here.
+        The other side of a network split may continue a task that had ended here. A
+        late log may have facts about an array that had ended.
         """
         self._stream = stream
         self._digest: str | None = None
@@ -199,12 +200,19 @@ class TaskEvent(Struct, frozen=True):
     attempt: Attempt | None = None  #: attempt that caused the state
 
 
+class EndedArray(NamedTuple):
+    """An array whose members have ended, and whose processes have exited."""
+
+    record: TaskRecord
+    last_change_hlc: int  #: timestamp of the latest fact about it or a member
+
+
 class FeedPage(Struct, frozen=True):
     """A page of the log in timestamp order."""
 
     items: tuple[tuple[Entry, TaskRecord], ...]
     """Entries about known tasks, with the current record of each task."""
-    arrays: Mapping[TaskId, TaskRecord]  #: arrays among these tasks or of their members
+    ended_arrays: Mapping[TaskId, EndedArray]  #: among these tasks or of their members
     reached: VectorItems  #: last entry read of each stream on the page
     has_more: bool
     is_whole: bool  #: no entry in its range was deleted before it was read
@@ -290,12 +298,6 @@ def _attempt_event(
             # returned this one, the task is not queued again.
             return end_event(record, at_ms)
     return _task_event(record, state, at_ms, attempt)
-
-
-def array_event_of(entry: Entry, array: TaskRecord) -> TaskEvent | None:
-    """Return the end of an array, if it has ended; `entry` is about a member."""
-    is_ended = array.state.is_final
-    return _task_event(array, array.state, wall_ms_of(entry.hlc)) if is_ended else None
 
 
 def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:

@@ -22,14 +22,13 @@ from octaskly.core.change_feed import (
     FeedPage,
     FeedPosition,
     NodeEvent,
-    array_event_of,
     end_event,
     resume_cursor,
     task_event_of,
 )
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.arrays import array_of
-from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.hlc import HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import NodeId, StreamId
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.errors import NotDispatcher
@@ -237,9 +236,14 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
     for entry, record in part.items:
         can_resume = cursor.advance_past(entry)
         candidates = [task_event_of(entry, record)]
-        array = part.arrays.get(array_of(record.id) or record.id)
-        if array is not None and entry is last[array.id]:
-            candidates.append(array_event_of(entry, array))
+        array = part.ended_arrays.get(array_of(record.id) or record.id)
+        if array is not None and entry is last[array.record.id]:
+            end = end_event(array.record, wall_ms_of(entry.hlc))
+            is_last = entry.hlc >= array.last_change_hlc or not part.has_more
+            if is_last:
+                candidates.append(end)
+            else:
+                cursor.corrected_ends[end.record.id] = end
         events = [each for each in candidates if each is not None]
         for each in events:
             if each.state.is_final or not record.state.is_final:

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.change_feed import FeedPage, StreamExtent
+from octaskly.core.change_feed import EndedArray, FeedPage, StreamExtent
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import member_entries
@@ -96,15 +96,13 @@ def read_feed_page(
         reached[stream] = seq
     ids = {entry.fact.task for entry in entries}
     records = _records(db, ids | {array_of(task) or task for task in ids})
-    arrays_here = {task: record for task, record in records.items() if record.progress}
     items = tuple(
         (entry, records[entry.fact.task])
         for entry in entries
         if entry.fact.task in records
     )
-    return FeedPage(
-        items, arrays_here, tuple(sorted(reached.items())), has_more, is_whole
-    )
+    ended = _ended_arrays(db, records)
+    return FeedPage(items, ended, tuple(sorted(reached.items())), has_more, is_whole)
 
 
 def _in_order(
@@ -140,6 +138,30 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
         record.id: replace(record, occurrence=places.get(record.id, 1))
         for record in records
     }
+
+
+def _ended_arrays(
+    db: sqlite3.Connection, records: Mapping[TaskId, TaskRecord]
+) -> dict[TaskId, EndedArray]:
+    """Return the arrays among these that have ended.
+
+    After a cancellation by force, an array has ended once its processes have exited.
+    """
+    final = (
+        task
+        for task, record in records.items()
+        if record.progress is not None and record.state.is_final
+    )
+    ended = {}
+    for some in rows.split_for_parameters(final):
+        for task, hlc in db.execute(
+            "SELECT id, last_change_hlc FROM tasks JOIN arrays ON arrays.task ="  # noqa: S608
+            " tasks.key WHERE (cancelled_by IS NULL OR live = 0)"
+            f" AND id IN ({rows.placeholders(len(some))})",
+            some,
+        ):
+            ended[task] = EndedArray(records[task], hlc)
+    return ended
 
 
 SCANNED_TASKS_MAX: Final = 8000  #: entries examined at the end of each stream

@@ -427,3 +427,81 @@ async def test_the_end_of_an_array_follows_its_last_member(bench: Bench) -> None
     assert [news.position is None for news in two] == [True, False]
     assert shown(three) == [(kit.task_id(6), Q), (kit.task_id(6), TaskState.CANCELLED)]
     assert shown(again) == shown([*two, *three])
+
+
+async def test_the_end_of_an_array_is_sent_once_after_all_of_its_members(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that catches up gets it in several pages."""
+    asked = TaskOptions(array=ArraySpec(count=3))
+    await bench.add(kit.submitted(5, options=asked))
+    members = [TaskId(f"{kit.task_id(5)}.{n}") for n in range(3)]
+    monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
+
+    async with bench.feed.subscribe(None) as listening:
+        (first,) = await listening.next_items()
+    await bench.add(*(replace(kit.finished(5), task=task) for task in members))
+    async with bench.feed.subscribe(place_of(first)) as listening:
+        caught_up = await until(listening, 4)
+        await bench.add(kit.submitted(6))
+        new = await until(listening, 1)
+
+    assert shown(caught_up) == [*((task, C) for task in members), (kit.task_id(5), C)]
+    assert shown(new) == [(kit.task_id(6), Q)]
+
+
+async def test_an_array_cancelled_by_force_ends_with_its_last_process(
+    bench: Bench,
+) -> None:
+    """Its members are cancelled before their processes have exited."""
+    array, gone = kit.task_id(5), TaskState.CANCELLED
+    members = [TaskId(f"{array}.{n}") for n in range(2)]
+    asked = TaskOptions(array=ArraySpec(count=2))
+    await bench.add(
+        kit.submitted(5, options=asked),
+        *(replace(kit.assigned(5), task=task) for task in members),
+    )
+    killed = [
+        replace(kit.finished(5, state=AttemptState.CANCELLED), task=task)
+        for task in members
+    ]
+
+    async with bench.feed.subscribe(None) as listening:
+        await bench.add(
+            TaskCancelled(array, "ana"),
+            *(TaskCancelled(task, "ana") for task in members),
+        )
+        cancelled = await until(listening, 2)
+        await bench.add(killed[0])
+        one = await until(listening, 1)
+        await bench.add(killed[1])
+        two = await until(listening, 2)
+
+    assert shown(cancelled) == [(task, gone) for task in members]
+    assert shown(one) == [(members[0], gone)]
+    assert shown(two) == [(members[1], gone), (array, gone)]
+
+
+async def test_a_late_log_repeats_the_end_of_an_array(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its facts are older than the latest about the array, and may change its end."""
+    array = kit.task_id(5)
+    members = [TaskId(f"{array}.{n}") for n in range(2)]
+    asked = TaskOptions(array=ArraySpec(count=2))
+    await bench.add(kit.submitted(5, options=asked))
+    failed = kit.finished(5, state=AttemptState.FAILED)
+    late = [
+        Entry(EARLY, 1, 25, replace(kit.finished(5), task=members[0])),
+        Entry(EARLY, 2, 26, kit.submitted(7)),
+        Entry(EARLY, 3, 27, kit.submitted(8)),
+    ]
+    monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
+
+    async with bench.feed.subscribe(None) as listening:
+        await bench.add(*(replace(failed, task=task) for task in members))
+        await until(listening, 3)
+        await bench.put(late)
+        repeated = await until(listening, 4)
+
+    assert (array, TaskState.FAILED) in shown(repeated)
