@@ -367,9 +367,9 @@ def logs_are_awaited_for_a_fixed_time(patch: pytest.MonkeyPatch) -> None:
     """A log that is still arriving is given up after five seconds."""
     real = Reconciler.extend_waits
 
-    def fixed(self: Reconciler, parts: int, now: Moment) -> None:
-        del parts
-        real(self, self._parts, now)
+    def fixed(self: Reconciler, progress: int, now: Moment) -> None:
+        del progress
+        real(self, self._progress, now)
 
     patch.setattr(Reconciler, "extend_waits", fixed)
 

@@ -7,8 +7,9 @@ log shows which, once it holds all entries of the nodes in the mesh.
 
 So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, and up to
 `CATCH_UP_S_MAX` while nodes respond. It presumes an attempt lost only after the
-reattach window. Both times start again with each part of a log that arrives, for at
-most `LOG_WAIT_S_MAX`. A worker refuses orders of old epochs: see `core.worker.worker`.
+reattach window. Both times start again with each part of a log that is asked for or
+arrives, for at most `LOG_WAIT_S_MAX`. A worker refuses orders of old epochs: see
+`core.worker.worker`.
 
 An end in another node's log has a verdict of an earlier epoch, or none. Once all logs
 are read, this epoch writes the verdict again, and only then is the end announced. So no
@@ -65,7 +66,7 @@ class Reconciler:
         """Whether nodes here may hold ends that this log does not."""
         self._log_awaited_until_s = 0.0  #: while it is behind
         self._log_wait_end_s = 0.0  #: the latest time for both, however much arrives
-        self._parts = 0  #: of other logs that had arrived when the times last started
+        self._progress = 0  #: of the exchange of logs when the times last started
         self._awaited: dict[NodeId | None, float] = {}
         """Time until which the attempts of an absent worker are left alone.
 
@@ -112,20 +113,23 @@ class Reconciler:
             self._log_wait_end_s = now.mono_s + LOG_WAIT_S_MAX
             self._start_times(now)
 
-    def extend_waits(self, parts: int, now: Moment) -> None:
+    def extend_waits(self, progress: int, now: Moment) -> None:
         """Wait longer for other logs: a node that has more entries has responded.
 
+        On a slow link that response alone may take the time in which its log is to
+        arrive, so the times start again when that is asked for.
+
         Args:
-            parts: Number of parts of other logs that have arrived so far.
+            progress: How often a part of another log was asked for or arrived so far.
             now: Both clocks.
         """
-        if parts != self._parts:
-            self._parts = parts
+        if progress != self._progress:
+            self._progress = progress
             self._start_times(now)
         self._delay_read(now)
 
     def _start_times(self, now: Moment) -> None:
-        """Start both waits for logs afresh, because a part of one has arrived."""
+        """Start both waits for logs afresh, because their exchange has progressed."""
         end_s, now_s = self._log_wait_end_s, now.mono_s
         self._read_delay_end_s = min(now_s + CATCH_UP_S_MAX, end_s)
         self._log_awaited_until_s = min(now_s + self._reattach_s, end_s)

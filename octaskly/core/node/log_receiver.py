@@ -138,8 +138,8 @@ class QueueReader:
             if not_found_rule.has_read_all:
                 return dispatcher.on_log_read(now)
             if not_found_rule.can_read_more(now.mono_s):
-                parts = self.anti_entropy.parts_received
-                dispatcher.reconciler.extend_waits(parts, now)
+                progress = self.anti_entropy.progress
+                dispatcher.reconciler.extend_waits(progress, now)
         if not self.anti_entropy.pop_has_new_entries(self.peer_table.peers):
             return []
         return self.journal.when_durable(dispatcher.on_remote_entries, now)

@@ -67,8 +67,10 @@ class AntiEntropy:
             NodeId, int
         ] = {}  #: number of the append with the latest entries
         self._has_new_entries = False
-        self.parts_received = 0
-        """Parts of other logs that arrived since the start, or were merged."""
+        self.progress = 0
+        """Number of times since the start that a part of another log was asked for,
+        arrived, or was merged.
+        """
 
     @property
     def is_pulling(self) -> bool:
@@ -114,7 +116,7 @@ class AntiEntropy:
         if append is None:
             return self._send_pull(peer)
         self._has_new_entries = True
-        self.parts_received += 1
+        self.progress += 1
         return [append, *self._pull_when_durable(peer, append.number)]
 
     def on_snapshot(
@@ -133,7 +135,7 @@ class AntiEntropy:
         snapshot = self._snapshots.get(peer)
         if snapshot is None or part.after != snapshot.cursor:
             return []  # Part of a snapshot that has been restarted since.
-        self.parts_received += 1
+        self.progress += 1
         snapshot.cursor = part.cursor
         snapshot.retired += part.retired
         snapshot.merge_callbacks.append(when_merged)
@@ -157,7 +159,7 @@ class AntiEntropy:
     def _merge_next(self, _: Moment) -> list[Effect]:
         """Merge one part, and the next one once it is durable: other writes fit in."""
         snapshot, journal = self._merges[0], self._journal
-        self.parts_received += 1
+        self.progress += 1
         when_merged = snapshot.merge_callbacks.popleft()
         is_last = not snapshot.merge_callbacks
         merge = journal.merge_rows(
@@ -232,6 +234,7 @@ class AntiEntropy:
 
     def _pull(self, peer: NodeId, cursor: SnapshotCursor | None) -> Send:
         """Return a PULL with what this node holds, as the peer can understand it."""
+        self.progress += 1
         journal, view = self._journal, self._peers.get(peer)
         vector, included = journal.vector_items(), EMPTY_DIGEST
         if view is not None:

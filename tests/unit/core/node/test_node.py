@@ -14,6 +14,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LoadLive,
+    LoadQueued,
     LoadTasks,
     PublishMeshState,
     RenameNode,
@@ -536,6 +537,34 @@ def test_no_attempt_is_lost_while_the_log_of_its_worker_arrives() -> None:
 
     assert of(LoadLive, effects) == [LoadLive(1, 0, 1000)]
     assert of(Append, effects + shell.feed(LiveLoaded(1, ()))) == []
+
+
+def test_a_follower_on_a_slow_link_has_time_to_send_its_log() -> None:
+    """Its confirmation came late, so its answer to the PULL does, too."""
+    shell, there = Shell(), StreamId(9)
+    shell.feed(TimerFired(0.5))
+    shell.meet()
+    while not shell.node.is_dispatcher:
+        shell.run(shell.now_s + 0.1)
+
+    def run_with_frames(seconds: float) -> None:
+        """Let time pass with a frame in each half second."""
+        until_s = shell.now_s + seconds
+        while shell.now_s < until_s:
+            shell.hear(HelloOk())
+            shell.run(shell.now_s + 0.5)
+
+    run_with_frames(2.5)
+    effects = shell.hear(ClaimOk(shell.node.epoch, ((there, 1),)))
+    assert len(of_kind(Pull, effects)) == 1
+    run_with_frames(2.5)
+    assert of(LoadQueued, shell.log) == []
+
+    spec = TaskSpec(id=TaskId("t"), command="true")
+    entry = Entry(there, 1, 1, Submitted(spec))
+    writers = ((there, Epoch(1, PEER)),)
+    shell.hear(Entries((entry,), writers, False, ((there, 1),)))
+    assert of(LoadQueued, shell.hear(Entries((), (), False, ((there, 1),))))
 
 
 def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
