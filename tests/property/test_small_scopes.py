@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Append, Effect, Start
-from octaskly.core.log.facts import MembersSucceeded
+from octaskly.core.log.facts import Fact, Finished, MembersSucceeded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import MAX_FAILS_CANCELLER
 from octaskly.core.model.ids import NodeId, TaskId
@@ -168,6 +168,14 @@ class Scope(FailoverModel):
                 again = {spec.id for _, spec in effect.items} & self.succeeded
                 assert not again, f"runs again after its success: {again}"
         super().perform(effects, node)
+
+    def _check(self, fact: Fact) -> None:
+        """Reject also a loss beside a live attempt, which stands for the lost one."""
+        super()._check(fact)
+        if isinstance(fact, Finished) and fact.outcome.reason is EndReason.LOST:
+            known = self.written[fact.task].attempts
+            others = [a for a in known if a.state.is_live and a.id != fact.attempt]
+            assert not others, f"{fact.attempt} counts as lost beside {others}"
 
     def _read_at(self, place: int) -> None:
         asked = self.reads[place]
@@ -357,6 +365,12 @@ def test_no_order_of_events_breaks_a_rule_about_ranges(
     assert bool(RangeScope.together) == ("together" in budget)
 
 
+def superseded_attempts_count_as_lost(patch: pytest.MonkeyPatch) -> None:
+    """Plant: an attempt for which another one stands speaks against its task."""
+    lost = builders.released(EndReason.LOST)
+    patch.setattr(task_rules, "superseded_end", lambda _: lost)
+
+
 def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
     """Plant: whoever is gone is awaited for ever."""
     patch.setattr(DispatchStep, "lose_attempts", lambda *_: None)
@@ -369,6 +383,7 @@ def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
         (mutants.merge_prefers_the_later, "a failure"),
         (mutants.results_forgotten_when_sent, "a failover"),
         (mutants.success_of_an_unread_task_counts, "a failover and a cancel"),
+        (superseded_attempts_count_as_lost, "a failover"),
         (lost_attempts_stay_live, "a cut"),
     ],
 )
