@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -308,13 +310,16 @@ class Pool:
         self._flush_reports()
 
     def _requeue_or_end(self, item: PoolAttempt) -> None:
-        """Requeue an attempt that a launcher did not start, unless it is stopped."""
+        """Requeue an attempt that a launcher did not start, unless it is stopped.
+
+        Attempts keep their order, so that members of an array start by their numbers.
+        """
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
         elif item.is_return_requested:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         else:
-            self._waiting.appendleft(item)
+            insort(self._waiting, item, key=attrgetter("key"))
 
     def _on_attempt_end(
         self, state: LauncherState, item: PoolAttempt, fields: list[Any]
@@ -357,7 +362,7 @@ class Pool:
         self, lost: list[PoolAttempt], _: object, *, may_have_begun: bool
     ) -> None:
         self._launchers.reap_orphans()
-        for item in reversed(lost):
+        for item in lost:
             self._resources.release(item)
             if may_have_begun:
                 self._end_attempt(

@@ -487,6 +487,22 @@ async def test_attempts_behind_long_ones_are_returned(tmp_path: Path) -> None:
         assert made.outcome(long[0][0]) is None
 
 
+async def test_attempts_that_a_launcher_returns_keep_their_order(
+    tmp_path: Path,
+) -> None:
+    """Otherwise the members of an array that follow short tasks start in reverse."""
+    async with rig(tmp_path, slots=1) as made:
+        await made.run_all(["true"] * 40)
+        items = [made.item("sleep 600"), *(made.item("true") for _ in range(20))]
+        made.reports.clear()
+        made.pool.start_attempts(items)
+        for _, spec in items[1:]:
+            await made.end_of(spec.id)
+
+        returned = [report.task for report in made.reports]
+        assert returned == [spec.id for _, spec in items[1:]]
+
+
 async def test_a_short_attempt_never_waits_behind_a_long_one(tmp_path: Path) -> None:
     """Waiting attempts of a launcher use any free slot."""
     async with rig(tmp_path, slots=2, launchers=2) as made:
