@@ -43,6 +43,7 @@ from octaskly.core.scheduling.requirements import (
 
 PARENTS_SHOWN_MAX = 3  #: of up to a thousand
 OUTPUTS_SHOWN_MAX = 3  #: of up to ten thousand
+NODES_SHOWN_MAX = 3  #: paused nodes that run members of an array
 AHEAD_SHOWN_MAX = 3  #: arrays and submitters that a sentence names
 AHEAD_MAX = 20  #: of these in an explanation
 MISSING_END_TEXT = "it ended on another node, whose log has not arrived here"
@@ -74,7 +75,12 @@ class Explainer:
         task = self._queue.tasks.get(record.id)
         if task is None or (task.stage is Stage.ENDED and task.final_state is None):
             if record.state is not TaskState.QUEUED and not _has_queued_members(record):
-                return TaskExplanation(record.state, _describe_record(record, names))
+                text = _describe_record(record, names)
+                if record.progress is not None and record.state is TaskState.RUNNING:
+                    text = self._describe_last_members(
+                        record.id, record.progress, members, names
+                    )
+                return TaskExplanation(record.state, text)
             if record.waits_for is not None:
                 return self._explain_dependencies(
                     record, record.waits_for.tasks, members, now
@@ -151,6 +157,32 @@ class Explainer:
         if not self._pool.is_attached(task.node or NodeId("")):
             return f"it was running on {name}, which has not reconnected yet"
         return f"it runs on {name}"
+
+    def _describe_last_members(
+        self,
+        array: TaskId,
+        progress: ArrayProgress,
+        members: Sequence[RosterEntry],
+        names: Mapping[NodeId, str],
+    ) -> str:
+        """Say how many members of an array run, which has none that wait."""
+        running = progress.running
+        text = f"{running} of {progress.total} members {_are(running)} running"
+        tasks = self._queue.tasks
+        held = {live.node for live in tasks.ranges.of_array(array) if live.live_count}
+        for member in tasks.single_members_of(array).values():
+            if member.stage is Stage.LIVE and member.node is not None:
+                held.add(member.node)
+        paused = [m for m in members if m.state is NodeState.PAUSED and m.id in held]
+        if len(held) == 1:
+            (node,) = held
+            rest = ", which is paused" if paused else ""
+            return f"{text} on {names.get(node, node)}{rest}"
+        if not paused:
+            return text
+        some = [member.name for member in paused[:NODES_SHOWN_MAX]]
+        listed = _join_names(some, len(paused) - len(some))
+        return f"{text}; {listed} {_are(len(paused))} paused"
 
     # --- A task that waits.
 
@@ -346,9 +378,12 @@ def _list_ahead(ahead: Sequence[QueuedAhead], submitter: str) -> str:
             what = f"at least {what}"
         others = "" if each.submitter == submitter else f" of {each.submitter}"
         names.append(f"{what}{others}")
-    if more := len(ahead) - len(names):
-        names.append(f"{more} more")
-    *before, last = names
+    return _join_names(names, len(ahead) - len(names))
+
+
+def _join_names(names: Sequence[str], more: int) -> str:
+    """Return a list of names, and of how many there are more."""
+    *before, last = [*names, f"{more} more"] if more else names
     return f"{', '.join(before)} and {last}" if before else last
 
 
@@ -432,8 +467,8 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
     if record.state is TaskState.CANCELLED and not _was_cancelled(attempt):
         where = ""
     how, outcome = "", attempt.outcome if attempt else None
-    if record.state is TaskState.FAILED and record.progress is not None:
-        how = f": {_describe_member_failures(record.progress)}"
+    if record.progress is not None:
+        how = _describe_member_ends(record.progress, record.state)
     elif record.state is TaskState.FAILED and outcome is not None:
         if outcome.reason is EndReason.INPUTS:
             return f"it failed: {outcome.detail}"
@@ -449,11 +484,16 @@ def _was_cancelled(attempt: Attempt | None) -> bool:
     return state is not None and (state.is_live or state is AttemptState.CANCELLED)
 
 
-def _describe_member_failures(progress: ArrayProgress) -> str:
-    """Say how many members of an array that failed did not end well."""
-    text = f"{progress.failed} of {progress.total} members did"
-    more = progress.cancelled
-    return f"{text}, {more} were cancelled" if more else text
+def _describe_member_ends(progress: ArrayProgress, state: TaskState) -> str:
+    """Say how many members of an array did not end well, as the end of a sentence."""
+    failed, cancelled, total = progress.failed, progress.cancelled, progress.total
+    were = "was" if cancelled == 1 else "were"
+    if state is TaskState.FAILED:
+        more = f", {cancelled} {were} cancelled" if cancelled else ""
+        return f": {failed} of {total} members did{more}"
+    if state is TaskState.CANCELLED and cancelled < total:
+        return f": {cancelled} of {total} members {were}"
+    return ""
 
 
 def _describe_lacks(outcome: Outcome) -> str:

@@ -481,7 +481,6 @@ def test_an_array_explains_its_waiting_members() -> None:
     array = TaskOptions(array=ArraySpec(count=9), requires=Requirements(cpus=4))
     own = replace(spec(), options=array)
     some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
-    last = replace(some, progress=ArrayProgress(0, 2, 7))
 
     explanation = explained(DispatcherWithWorkers(B), some, roster_line(B))
 
@@ -489,9 +488,6 @@ def test_an_array_explains_its_waiting_members() -> None:
     assert (
         explanation.summary
         == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
-    )
-    assert explained(DispatcherWithWorkers(B), last, roster_line(B)) == TaskExplanation(
-        TaskState.RUNNING, "it runs"
     )
 
 
@@ -567,9 +563,16 @@ def test_a_task_cancelled_in_backoff_names_no_node(
             ArrayProgress(0, 0, 0, 3, 47),
             "it failed: 3 of 50 members did, 47 were cancelled",
         ),
+        (
+            ArrayProgress(0, 0, 0, 1, 1),
+            "it failed: 1 of 2 members did, 1 was cancelled",
+        ),
+        (ArrayProgress(0, 0, 9, 0, 1), "it was cancelled: 1 of 10 members was"),
+        (ArrayProgress(0, 0, 0, 0, 3), "it was cancelled"),
+        (ArrayProgress(0, 0, 3), "it completed"),
     ],
 )
-def test_a_failed_array_shows_how_many_members_failed(
+def test_an_ended_array_shows_how_many_members_did_not_complete(
     progress: ArrayProgress, text: str
 ) -> None:
     """Also where the rest was cancelled."""

@@ -21,6 +21,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskSpec, TaskState
 from octaskly.core.protocol.messages import (
@@ -34,6 +35,7 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
 )
+from octaskly.core.replies import TaskExplanation
 from tests.support.builders import (
     STREAM,
     draft,
@@ -52,6 +54,7 @@ from tests.support.dispatcher import (
     reattach_report,
     submission,
 )
+from tests.support.dispatcher_with_workers import roster_line
 
 FAILED = outcome(AttemptState.FAILED)
 SUCCESS = MemberSuccess(1, 2, 1)
@@ -525,3 +528,32 @@ def test_acknowledgements_name_single_results_as_before() -> None:
     acks = [m for e in mesh.effects if isinstance(e, Send) for m in e.messages]
     assert acks == [ResultsOk(tuple(members(leased, 1).attempt_keys()))]
     assert A not in {e.peer for e in mesh.effects if isinstance(e, Send)}
+
+
+@pytest.mark.parametrize(
+    ("slots", "is_paused", "text"),
+    [
+        ({"b": 4}, False, "3 of 9 members are running on b"),
+        ({"b": 4}, True, "3 of 9 members are running on b, which is paused"),
+        ({"b": 2, "c": 2}, False, "3 of 9 members are running"),
+        ({"b": 2, "c": 2}, True, "3 of 9 members are running; b is paused"),
+    ],
+)
+def test_the_last_members_show_a_paused_node(
+    slots: dict[str, int], is_paused: bool, text: str
+) -> None:
+    """They count as running, but make no progress."""
+    mesh = Mesh(ArraySpec(count=4), **slots)
+    mesh.dispatch._queue.tasks.get(mesh.member(0))  # It becomes a task of its own.
+    states = {"b": NodeState.PAUSED if is_paused else NodeState.READY}
+    nodes = [
+        roster_line(node_info(name, count), states.get(name, NodeState.READY))
+        for name, count in slots.items()
+    ]
+    record = TaskRecord(mesh.array.id, mesh.array, progress=ArrayProgress(0, 3, 6))
+
+    explanation = mesh.dispatch.explainer.explain_task(
+        record, nodes, moment(), {node.id: node.name for node in nodes}
+    )
+
+    assert explanation == TaskExplanation(TaskState.RUNNING, text)
