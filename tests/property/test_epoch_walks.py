@@ -144,7 +144,8 @@ class Walk:
         if tasks:
             task, is_cancel = self.rng.choice(tasks[-12:]), self.rng.random() < 0.5
             is_array = self.world.durable[task].progress is not None
-            self.world.overtake(task, is_cancel=is_cancel or is_array)
+            end = None if is_cancel or is_array else builders.outcome()
+            self.world.overtake(task, end)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -18,17 +18,18 @@ from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Append, Effect, Start
 from octaskly.core.log.facts import Fact, Finished, MembersSucceeded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import MAX_FAILS_CANCELLER
+from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, array_of, member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, Retry
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Report
+from octaskly.core.scheduling.array_queue import ArrayQueue
 from octaskly.core.scheduling.task_table import TaskTable
 from tests.property.test_array_walks import ArrayDispatcherModel
 from tests.property.test_failover_walks import FailoverModel
 from tests.simulation import mutants
 from tests.support import builders
-from tests.support.dispatcher_model import Key
+from tests.support.dispatcher_model import LIMITS, Key
 from tests.support.exploration import EXPLORED, Action, RecordProperty, explore, scopes
 
 FAILED = builders.outcome(AttemptState.FAILED, EndReason.EXIT, duration_ms=1)
@@ -288,6 +289,37 @@ class FailingRangeScope(RangeScope):
         assert ended == self.array.count, progress
 
 
+class OtherFailureScope(RangeScope):
+    """An array whose members fail, the last of them at another node."""
+
+    array = ArraySpec(count=MEMBERS + LIMITS.prefetch + 2, max_fails=1)
+    retries = 0
+
+    def _faults(self) -> list[Action]:
+        return [*super()._faults(), ("elsewhere",)]
+
+    @property
+    def _performers(self) -> dict[str, Callable[..., None]]:
+        own = {"finish": self._fail, "elsewhere": self._fail_elsewhere}
+        return super()._performers | own
+
+    def _fail_elsewhere(self) -> None:
+        """Let a log that brings the failure arrive; more of that log is to come."""
+        arrays = [task for task in self.durable if array_of(task) is None]
+        for array in arrays:
+            self.overtake(member_id(array, self.array.count - 1), FAILED)
+
+    def check_end(self) -> None:
+        self.absorb()
+        super().check_end()
+
+    def _check_final(self, record: TaskRecord) -> None:
+        """Check that too many failures cut the array off; the model checks when."""
+        is_cut_off = record.cancelled_by == MAX_FAILS_CANCELLER
+        assert record.progress is not None
+        assert is_cut_off == (record.progress.failed > 1), record
+
+
 RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
     "a failure": (RangeScope, "b", {"delay": 1, "fail": 1}),
     "a cancel": (RangeScope, "b", {"delay": 1, "cancel": 1}),
@@ -299,6 +331,7 @@ RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
         "b",
         {"delay": 1, "together": 1, "fail": 1},
     ),
+    "a failure elsewhere": (OtherFailureScope, "b", {"elsewhere": 1}),
 }
 LARGE_RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
     "a cut": (RangeScope, "bc", {"cut": 1, "late": 1}),
@@ -308,6 +341,7 @@ LARGE_RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
         {"together": 1, "failover": 1, "recover": 1},
     ),
     "late failures": (FailingRangeScope, "b", {"delay": 1, "together": 1, "fail": 2}),
+    "a late failure elsewhere": (OtherFailureScope, "b", {"delay": 1, "elsewhere": 1}),
 }
 SCOPES: dict[str, tuple[str, Budget]] = {
     "a failure": ("b", {"delay": 2, "fail": 2}),
@@ -419,6 +453,11 @@ def members_apart_keep_their_place(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TaskTable, "release", lambda *_: None)
 
 
+def failures_of_other_logs_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """Plant: an array's failures are not read again when another log brings some."""
+    patch.setattr(ArrayQueue, "has_bounded_failures", lambda *_: False)
+
+
 def failures_never_end_an_array(patch: pytest.MonkeyPatch) -> None:
     """Plant: `max_fails` is not looked at."""
     patch.setattr(DispatchStep, "_count_member_failure", lambda *_: None)
@@ -434,6 +473,7 @@ def failures_never_end_an_array(patch: pytest.MonkeyPatch) -> None:
         (only_the_first_member_ends, "reports of two"),
         (only_the_first_member_ends, "a cancel of two"),
         (failures_never_end_an_array, "too many failures"),
+        (failures_of_other_logs_do_not_count, "a failure elsewhere"),
     ],
 )
 def test_a_planted_bug_of_ranges_is_found(

@@ -329,14 +329,16 @@ class DispatcherModel:
     def absorb(self) -> None:
         self.perform(self.dispatch.on_remote_entries(self.now))
 
-    def overtake(self, task: TaskId, *, is_cancel: bool) -> None:
-        """Let the log of another node, which is on this disk now, end a task."""
+    def overtake(self, task: TaskId, end: Outcome | None) -> None:
+        """Let the log of another node, which is on this disk now, end a task.
+
+        `end` is that of an attempt there; None cancels the task.
+        """
         fact: TaskFact = TaskCancelled(task, "other", self.term)
-        if not is_cancel:
-            end = builders.outcome()
+        if end is not None:
             fact = Finished(task, ELSEWHERE, NodeId("other"), end, self.term)
         for records in (self.written, self.durable):
-            records[task] = apply_fact(records[task], fact)
+            records[task] = apply_fact(records.get(task), fact)
         self.perform(self.dispatch.on_ended_elsewhere((task,), self.now))
 
     def hear_worker(self, node: NodeId) -> None:

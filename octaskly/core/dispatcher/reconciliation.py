@@ -271,6 +271,9 @@ class Reconciler:
                     member.may_be_array_cancelled = True
                 self._withdraw_task(member)
             queue.array_queue.remove_member(task_id)
+        for array in dict.fromkeys(map(array_of, ended)):
+            if array is not None and queue.array_queue.has_bounded_failures(array):
+                self._step.recount_failures(array)
 
     def repeat_ends(self, ended: Iterable[TaskId], now: Moment) -> None:
         """Read these ends of other logs, and decide by them before they are announced.

@@ -306,10 +306,8 @@ class DispatchStep:
         )
         if not is_own_end:
             self.carry_out_verdict(task, before)
-        if final is TaskState.FAILED:
-            if not is_own_end:
-                self._await_array(task)
-            self._count_member_failure(task)
+        if final is TaskState.FAILED and task.array is not None:
+            self._count_member_failure(task.array)
 
     def carry_out_verdict(self, task: QueuedTask, before: TaskState | None) -> None:
         """Start no attempt at a task that has a verdict, and end the live one.
@@ -365,25 +363,24 @@ class DispatchStep:
         if verdict is not None:
             self.write(task, verdict)
 
-    def _await_array(self, member: QueuedTask) -> None:
-        """Begin no members of an array that is not read, before one's failure counts.
+    def recount_failures(self, array: TaskId) -> None:
+        """Begin no members of an array before it is read with all failures so far.
 
-        A read that is pending may be older than the verdict on the member.
+        What this epoch has written is durable by then.
         """
-        queue, array = self.queue, member.array
-        if array is None or queue.array_queue.knows_failures(array):
-            return
-        if array not in queue.tasks:
-            self.pin_until_durable(queue.add_shadow(TaskRecord(array)))
-        for other in self._undecided_members(array):
-            if other.stage in WAITING_STAGES:
-                queue.end(other)
-                self.pin_until_durable(other)
+        queue = self.queue
+        queue.array_queue.forget_failures(array)
+        task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
+        self.pin_until_durable(task)
+        for each in (task, *queue.tasks.single_members_of(array).values()):
+            if each.stage in WAITING_STAGES:
+                queue.end(each)
+                self.pin_until_durable(each)
 
     def cancel_array(self, cancel: TaskCancelled) -> None:
         """Write the cancel of an array, and of its members that need their own."""
         queue, array = self.queue, cancel.task
-        queue.array_queue.stop_counting_failures(array)
+        queue.array_queue.ignore_failures(array)
         task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
         self.write(task, cancel)
         self._cancel_live_members(self._undecided_members(array), cancel.by)
@@ -429,10 +426,12 @@ class DispatchStep:
             if task.final_state is None
         ]
 
-    def _count_member_failure(self, member: QueuedTask) -> None:
+    def _count_member_failure(self, array: TaskId) -> None:
         """Begin no more members of an array of which too many have failed."""
-        array = member.array
-        if array is not None and self.queue.array_queue.add_failure(array):
+        arrays = self.queue.array_queue
+        if not arrays.knows_failures(array):
+            self.recount_failures(array)
+        elif arrays.add_failure(array):
             self.cancel_array(task_rules.cut_off(array, self.epoch.term))
 
     def adopt_array(self, record: TaskRecord) -> None:

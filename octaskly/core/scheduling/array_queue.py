@@ -9,6 +9,7 @@ rest after too many failures.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from octaskly.core.log.merge import TaskRecord
@@ -26,10 +27,6 @@ from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
 
 COUNTED_ARRAYS_MAX = 50_000  #: whose failures are counted; more are read when needed
-
-
-def _max_fails(array: QueuedTask) -> int | None:
-    return None if array.spec.array is None else array.spec.array.max_fails
 
 
 def new_queued_task(spec: TaskSpec) -> QueuedTask:
@@ -101,41 +98,51 @@ class ArrayQueue:
 
     def __init__(self, tasks: TaskTable) -> None:
         self._tasks = tasks
-        self._failures_left: OrderedDict[TaskId, int] = OrderedDict()
-        """By array, how many more of its members may fail.
+        self._failures_left: OrderedDict[TaskId, float] = OrderedDict()
+        """By array, how many more of its members may fail; infinite: any number.
 
         It outlives the array in the queue: members also fail after all were assigned.
         """
 
     def knows_failures(self, array: TaskId) -> bool:
         """Return True if an array's failures are counted, or have no bound."""
-        if array in self._failures_left:
-            return True
-        task = self._tasks.get(array)
-        if task is None or task.stage is not Stage.QUEUED:
-            return False
-        return _max_fails(task) is None
+        return array in self._failures_left
 
-    def count_failures(self, array: QueuedTask, failed: int) -> None:
-        """Count an array's failures from here on, after the `failed` of the store."""
-        if (max_fails := _max_fails(array)) is None:
-            return
-        left = max_fails - failed
-        earlier = self._failures_left.pop(array.spec.id, left)
-        self._failures_left[array.spec.id] = min(left, earlier)
+    def count_failures(self, array: TaskRecord) -> None:
+        """Count an array's failures from here on, after those in its record.
+
+        Those of a cancelled array have no bound, as none of its members begin.
+        """
+        assert array.spec is not None
+        assert array.spec.array is not None
+        left, max_fails = math.inf, array.spec.array.max_fails
+        if max_fails is not None and array.cancelled_by is None:
+            failed = 0 if array.progress is None else array.progress.failed
+            left = min(max_fails - failed, self._failures_left.get(array.id, left))
+        self._set_failures_left(array.id, left)
+
+    def _set_failures_left(self, array: TaskId, left: float) -> None:
+        self._failures_left[array] = left
+        self._failures_left.move_to_end(array)
         if len(self._failures_left) > COUNTED_ARRAYS_MAX:
             self._failures_left.popitem(last=False)
 
     def add_failure(self, array: TaskId) -> bool:
-        """Count one failure; return True if it is known to be one too many."""
-        if array not in self._failures_left:
-            return False
+        """Count one failure; return True if it is one too many."""
         self._failures_left[array] -= 1
         return self._failures_left[array] < 0
 
-    def stop_counting_failures(self, array: TaskId) -> None:
-        """Stop counting failures of an array that ended or whose id was reused."""
+    def ignore_failures(self, array: TaskId) -> None:
+        """Count no more failures of an array that was cancelled."""
+        self._set_failures_left(array, math.inf)
+
+    def forget_failures(self, array: TaskId) -> None:
+        """Forget the failures of an array: there are more, or it is another array."""
         self._failures_left.pop(array, None)
+
+    def has_bounded_failures(self, array: TaskId) -> bool:
+        """Return True if failures of an array are counted, and may be too many."""
+        return self._failures_left.get(array, math.inf) < math.inf
 
     def clear_arrays(self) -> None:
         """Drop all arrays at the end of an epoch."""
@@ -159,8 +166,8 @@ class ArrayQueue:
         singles = reversed(self._tasks.single_members_of(array).values())
         return any(member.final_state is None for member in singles)
 
-    def is_remainder_cancelled(self, member: TaskId) -> bool:
-        """Return True if the rest of the member's array was just cancelled."""
+    def is_withdrawn(self, member: TaskId) -> bool:
+        """Return True if the array of a member was just cancelled, or is read again."""
         array = self._array_of(member)
         return array is not None and array.stage is Stage.ENDED
 

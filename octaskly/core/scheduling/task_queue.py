@@ -128,6 +128,11 @@ class TaskQueue:
         self.lanes.needs_restart = True
         self.look_up_task(task)
 
+    def _reread_array(self, array: TaskId) -> None:
+        """Read an array, and only then the lanes with members of it that wait."""
+        self._reread_task(array)
+        self._are_lookups_first = True
+
     def _restart_lanes(self) -> None:
         self._missing_ends.clear()  # Those without an end are read again.
         waiting = [task for task in self.tasks.waiting if task.stage is Stage.QUEUED]
@@ -274,22 +279,26 @@ class TaskQueue:
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Queue arrays from the store, or merge their progress into queued ones."""
         for record in records:
-            if record.progress is None or record.waits_for is not None:
+            if record.progress is None:
                 continue
-            assert record.spec is not None
             queued = self.tasks.get(record.id)
+            if queued is None or queued.stage is not Stage.ENDED:
+                self.array_queue.count_failures(record)
+            if record.waits_for is not None:
+                continue
             task = queued or QueuedTask(replace(record, progress=None))
             if task.stage is Stage.QUEUED:
                 merge_array_record(task, record, self.tasks)
             if queued is not None and record.reprioritized is not None:
                 self.reprioritize(record.reprioritized)
-            if task.stage is Stage.QUEUED and record.cancelled_by is None:
-                self.array_queue.count_failures(task, record.progress.failed)
-                if queued is None and task.remaining:
-                    self._enqueue(task)
+            if queued is None and task.remaining and record.cancelled_by is None:
+                self._enqueue(task)
 
     def _add_record(self, record: TaskRecord, lane: LaneKey) -> None:
-        """Queue a task from the store, unless it is in memory."""
+        """Queue a task from the store, unless it is in memory.
+
+        A member waits until the failures of its array are known.
+        """
         if record.progress is not None:
             return
         if (queued := self.tasks.get(record.id)) is not None:
@@ -297,11 +306,13 @@ class TaskQueue:
                 queued.is_read = True
                 self.join(queued, record)
         elif record.state is TaskState.QUEUED:
+            array = array_of(record.id)
+            if array is not None and self.array_queue.is_withdrawn(record.id):
+                return
+            if array is not None and not self.array_queue.knows_failures(array):
+                self._reread_array(array)
+                return
             task = self.task_from_record(record)
-            if task.array is not None:
-                if self.array_queue.is_remainder_cancelled(record.id):
-                    return
-                self.look_up_missing(task.array)
             task.lane = lane
             self._enqueue(task)
 
@@ -331,11 +342,11 @@ class TaskQueue:
             if spec.id in self.tasks:
                 continue  # A read returned it before the commit was reported.
             # A forgotten array may have had the same id.
-            self.array_queue.stop_counting_failures(spec.id)
+            self.array_queue.forget_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
                 task = new_queued_task(spec)
                 if task.remaining is not None:
-                    self.array_queue.count_failures(task, 0)
+                    self.array_queue.count_failures(task.record)
                 self.tasks.add(task)
                 lane.push(task)
                 has_grown = True
@@ -597,12 +608,12 @@ class TaskQueue:
         if self.tasks.get(task.spec.id) is not task:
             return  # It is from an earlier epoch, or the task changed since.
         self.tasks.remove(task)
-        if (final := task.final_state) is None:
+        if (final := task.final_state) is not None:
+            self._note_final(task.spec.id, final)
+        elif task.record.spec is None or task.remaining is not None:
+            self._reread_array(task.spec.id)  # Without a spec, it may be one.
+        else:
             self._reread_task(task.spec.id)
-            # It may be an array, whose failures count before more members begin.
-            self._are_lookups_first |= task.record.spec is None
-            return
-        self._note_final(task.spec.id, final)
 
     def _retire_range(self, live: LiveRange) -> None:
         if live not in self.tasks.ranges:

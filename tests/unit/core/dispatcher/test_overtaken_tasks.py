@@ -31,8 +31,10 @@ from octaskly.core.model.arrays import (
     member_id,
 )
 from octaskly.core.model.ids import TaskId
+from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
-from octaskly.core.model.tasks import Attempt, AttemptState, TaskState
+from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
+from octaskly.core.protocol.messages import Reattach
 from octaskly.core.replies import Copied
 from tests.support.builders import (
     STREAM,
@@ -42,6 +44,7 @@ from tests.support.builders import (
     moment,
     node_info,
     outcome,
+    released,
     report,
     spec,
 )
@@ -291,19 +294,77 @@ def test_an_array_cancelled_while_it_is_read_again_starts_no_member() -> None:
     assert not [fact for fact in appended_facts(join(world)) if is_of_member(fact)]
 
 
+def array_over_at_once(
+    failed: int = 0, queued: int = 1, *rest: tuple[int, int]
+) -> TaskRecord:
+    """Return an array of three members, of which none may fail."""
+    options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
+    task = replace(spec(ARRAY, ord=1), options=options)
+    progress = ArrayProgress(queued, failed=failed, remaining_runs=rest)
+    return TaskRecord(ARRAY, task, progress=progress)
+
+
+CUT_OFF = TaskCancelled(ARRAY, MAX_FAILS_CANCELLER, term=1)
+
+
 def test_failures_count_while_their_array_is_read_again() -> None:
     """The read is older than the failure."""
-    options = TaskOptions(array=ArraySpec(count=2, max_fails=0))
-    stored = replace(array((1, 1)), spec=replace(spec(ARRAY, ord=1), options=options))
-    world = dispatcher_with(replace(stored, progress=array((0, 1)).progress), a=1)
+    world = dispatcher_with(array_over_at_once(0, 3, (0, 2)), a=1)
     world.dispatch.on_ended_elsewhere((ARRAY,), moment())
     member = report(member_id(ARRAY, 0), end=FAILED)
     failed = deliver_results(world.dispatch, A, results_message(member), moment())
 
-    effects = found(world, stored)
+    effects = found(world, array_over_at_once(0, 2, (1, 2)))
 
-    assert TaskCancelled(ARRAY, MAX_FAILS_CANCELLER, term=1) in appended_facts(failed)
+    assert CUT_OFF in appended_facts(failed)
     assert not [effect for effect in effects if isinstance(effect, Append)]
+
+
+def test_no_member_begins_before_a_failure_elsewhere_counts() -> None:
+    """The array is read once more, as that failure may be one too many."""
+    world = dispatcher_with(array_over_at_once(0, 3, (0, 2)))
+
+    ended = member_id(ARRAY, 2)
+    effects = world.dispatch.on_ended_elsewhere((ended,), moment())
+
+    assert LoadTasks(1, (ended, ARRAY)) in effects
+    assert join(world) == []
+    assert appended_facts(found(world, array_over_at_once(1, 2, (0, 1)))) == [CUT_OFF]
+
+
+def test_a_failure_during_the_first_read_of_its_array_counts() -> None:
+    """The read is older than the failure, so it is made again."""
+    world = DispatcherWithJournal()
+    world.dispatch.start_dispatching(epoch(2), STREAM, moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(2, (), has_more=False), moment())
+    first = replace(task_record(member_id(ARRAY, 0)), attempts=(live_attempt(B),))
+    world.dispatch.on_live_loaded(LiveLoaded(2, (first,)), moment())
+    world.dispatch.on_worker_up(node_info(B, 2), moment())
+    assert first.spec is not None
+    listed = Reattach(((attempt(), first.spec),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, listed, moment())
+    failed = results_message(report(first.id, end=FAILED))
+    deliver_results(world.dispatch, B, failed, moment())
+
+    older = TasksLoaded(2, (ARRAY,), (array_over_at_once(0, 2, (1, 2)),))
+    effects = world.dispatch.on_tasks_loaded(older, moment())
+
+    assert effects == []
+    assert LoadTasks(2, (ARRAY,)) in world.commit()
+
+
+def test_a_member_that_waits_does_not_begin_before_its_array_is_read() -> None:
+    """Too many others may have failed."""
+    tried = Attempt(attempt(), A, AttemptState.RELEASED, released(EndReason.RETURNED))
+    member = task_record(member_id(ARRAY, 0), tried)
+    world = dispatcher_with(member)
+
+    assert join(world) == []
+    effects = found(world, array_over_at_once(0, 1))
+    assert LoadQueued(1, -1, 1000) in effects
+    loaded = QueuedLoaded(1, (member,), has_more=False)
+    begun = world.dispatch.on_queued_loaded(loaded, moment())
+    assert appended_facts(begun) == [Assigned(member.id, attempt(2, seq=1), B)]
 
 
 def is_of_member(fact: Fact) -> bool:
