@@ -78,9 +78,12 @@ class ArrayDispatcherModel(DispatcherModel):
         super().begin_epoch()
         self.ours.clear()
 
-    def submit_array(self, array: ArraySpec, retries: int = 0) -> None:
+    def submit_array(
+        self, array: ArraySpec, retries: int = 0, *, on_lost: bool = True
+    ) -> None:
         self.ticket += 1
-        options = TaskOptions(array=array, retry=Retry(retries=retries))
+        retry = Retry(retries=retries, on_lost=on_lost)
+        options = TaskOptions(array=array, retry=retry)
         draft = replace(builders.draft(), options=options)
         event = TasksSubmitted(
             self.ticket, (draft,), "tester", (f"{self.ticket:08x}",), (None,)

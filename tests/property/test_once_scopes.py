@@ -7,15 +7,18 @@ from collections import Counter
 import pytest
 
 from octaskly.core.dispatcher import task_rules
+from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.effects import Effect, Start
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import Moment, NodeId, TaskId
-from octaskly.core.model.task_options import Retry
+from octaskly.core.model.arrays import array_of, member_id
+from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
+from octaskly.core.model.task_options import ArraySpec, Retry
 from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
-from tests.property.test_small_scopes import STATES_MAX, Budget, Scope
+from octaskly.core.scheduling.queued_task import QueuedTask
+from tests.property.test_small_scopes import STATES_MAX, Budget, RangeScope, Scope
 from tests.support.builders import moment
-from tests.support.exploration import EXPLORED, RecordProperty, explore, scopes
+from tests.support.exploration import EXPLORED, Action, RecordProperty, explore, scopes
 
 
 class OnceScope(Scope):
@@ -53,6 +56,40 @@ class LateOnceScope(OnceScope):
     def __init__(self, workers: str, budget: Budget) -> None:
         super().__init__(workers, budget)
         self._advance_beyond_window()
+
+
+class CancelledOnceScope(RangeScope):
+    """An array of one such task, cancelled after a failover that lost its assignment.
+
+    Then the log with the assignment comes back.
+    """
+
+    array = ArraySpec(count=1)
+
+    def __init__(self, workers: str, budget: Budget) -> None:
+        self.has_been_cancelled = False
+        super().__init__(workers, budget)
+
+    def submit_work(self) -> None:
+        self.submit_array(self.array, on_lost=False)
+
+    def _faults(self) -> list[Action]:
+        if self.budget["failover"]:
+            return [("failover", False)]
+        kind = "cancel" if self.budget["cancel"] else "recover"
+        return [fault for fault in super()._faults() if fault[0] == kind]
+
+    def check(self) -> None:
+        """Check that no member fails that was shown as cancelled."""
+        for task in self.durable:
+            member = self.durable[member_id(array_of(task) or task, 0)]
+            is_cancelled = member.state is TaskState.CANCELLED
+            self.has_been_cancelled |= is_cancelled
+            has_failed = member.state is TaskState.FAILED
+            assert not (self.has_been_cancelled and has_failed), member
+
+    def _check_final(self, record: TaskRecord) -> None:
+        assert record.state.is_final, record
 
 
 SCOPES: dict[str, tuple[str, Budget]] = {
@@ -103,6 +140,45 @@ def test_losses_that_do_not_count_are_found(monkeypatch: pytest.MonkeyPatch) -> 
 
     found = explore(
         lambda: OnceScope(workers, budget), states_max=STATES_MAX, failures_max=1
+    )
+
+    assert found.failures, found
+
+
+CANCELLED_ONCE: Budget = {"failover": 1, "cancel": 1, "recover": 1}
+
+
+def test_no_late_log_fails_a_member_that_was_cancelled_with_its_array(
+    record_property: RecordProperty,
+) -> None:
+    """The attempt in that log is lost, which decides nothing."""
+    found = explore(
+        lambda: CancelledOnceScope("b", CANCELLED_ONCE), states_max=STATES_MAX
+    )
+
+    record_property(EXPLORED, str(found))
+    assert not found.failures, found.describe_failures()
+    assert found.is_complete
+
+
+def test_losses_that_fail_cancelled_members_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the search proves little."""
+    real = Reconciler._adopt_task
+
+    def careless(
+        self: Reconciler, task: QueuedTask, attempt: AttemptId, node: NodeId
+    ) -> None:
+        real(self, task, attempt, node)
+        task.may_be_array_cancelled = False
+
+    monkeypatch.setattr(Reconciler, "_adopt_task", careless)
+
+    found = explore(
+        lambda: CancelledOnceScope("b", CANCELLED_ONCE),
+        states_max=STATES_MAX,
+        failures_max=1,
     )
 
     assert found.failures, found

@@ -300,8 +300,9 @@ class OtherFailureScope(RangeScope):
 
     @property
     def _performers(self) -> dict[str, Callable[..., None]]:
-        own = {"finish": self._fail, "elsewhere": self._fail_elsewhere}
-        return super()._performers | own
+        performers = super()._performers
+        performers |= {"finish": self._fail, "elsewhere": self._fail_elsewhere}
+        return performers
 
     def _fail_elsewhere(self) -> None:
         """Let a log that brings the failure arrive; more of that log is to come."""

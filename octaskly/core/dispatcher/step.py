@@ -22,7 +22,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.log.range_facts import success_facts
 from octaskly.core.model.arrays import (
     MemberRange,
@@ -40,7 +40,13 @@ from octaskly.core.model.ids import (
     TaskId,
 )
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import Attempt, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
@@ -331,10 +337,13 @@ class DispatchStep:
     ) -> None:
         """Write how an attempt ended, with the verdict on its task if there is one.
 
-        The verdict on a task that this epoch has not read follows when it is read.
+        The verdict on a task that this epoch has not read follows when it is read. So
+        does that on the loss of a member whose array may have been cancelled: the
+        member may have been shown as cancelled with it.
         """
         term = 0
-        if task.is_read:
+        is_loss = outcome.state is AttemptState.RELEASED
+        if task.is_read and not (is_loss and task.may_be_array_cancelled):
             end = Attempt(attempt, node, outcome.state, outcome)
             is_verdict = task_rules.decides(end, task.record, task.final_state)
             term = self.epoch.term if is_verdict else 0
@@ -359,7 +368,8 @@ class DispatchStep:
 
     def decide(self, task: QueuedTask) -> None:
         """Write the verdict that the facts about a task ask for, if any."""
-        verdict = task_rules.next_verdict(task.record, self.epoch.term)
+        record = with_array_cancelled(task.record, task.array_cancelled_by)
+        verdict = task_rules.next_verdict(record, self.epoch.term)
         if verdict is not None:
             self.write(task, verdict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
@@ -51,6 +52,7 @@ from tests.support.builders import (
 from tests.support.dispatcher import (
     FAILED,
     LATE,
+    LOST_OUTCOME,
     A,
     B,
     DispatcherWithJournal,
@@ -59,6 +61,7 @@ from tests.support.dispatcher import (
     deliver_results,
     dispatcher_running_t,
     dispatcher_with,
+    follow_reads,
     found,
     live_attempt,
     reattach_report,
@@ -365,6 +368,32 @@ def test_a_member_that_waits_does_not_begin_before_its_array_is_read() -> None:
     loaded = QueuedLoaded(1, (member,), has_more=False)
     begun = world.dispatch.on_queued_loaded(loaded, moment())
     assert appended_facts(begun) == [Assigned(member.id, attempt(2, seq=1), B)]
+
+
+@pytest.mark.parametrize("cancelled_by", [None, "ann"])
+def test_a_late_loss_fails_no_member_that_was_cancelled_with_its_array(
+    cancelled_by: str | None,
+) -> None:
+    """Clients were told so before another log brought an attempt that must not recur.
+
+    Only the store knows whether the array was cancelled.
+    """
+    world = dispatcher_with(b=1)
+    world.dispatch.on_remote_entries(moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
+    once = TaskOptions(retry=Retry(on_lost=False))
+    member = task_record(member_id(ARRAY, 0), live_attempt(B))
+    assert member.spec is not None
+    member = replace(member, spec=replace(member.spec, options=once))
+
+    read = LiveLoaded(1, (member,))
+    effects = world.dispatch.on_live_loaded(read, moment(LATE))
+    stored = replace(member, cancelled_by=cancelled_by)
+    loss, *verdicts = follow_reads(world, stored, effects)
+
+    assert loss == Finished(member.id, attempt(), B, LOST_OUTCOME)
+    failed = Decided(member.id, TaskState.FAILED, 1, attempt(), B)
+    assert verdicts == ([failed] if cancelled_by is None else [])
 
 
 def is_of_member(fact: Fact) -> bool:
