@@ -35,23 +35,15 @@ class ClockStep(NamedTuple):
     gained_ms: int
 
 
-class TrustedTimestamps(NamedTuple):
-    """First and last timestamp that a disk trusts in facts stored at one time."""
-
-    first_hlc: int
-    last_hlc: int
-
-
 def trusted_timestamps(
     stored_ms: int, error_ms_max: int = CLOCK_ERROR_MS_MAX
-) -> TrustedTimestamps:
-    """Return the timestamps that need no `stored_ms` beside them.
+) -> tuple[int, int]:
+    """Return the first and the last timestamp that need no `stored_ms` beside them.
 
     The range includes the lead that a correct node may adopt from other clocks.
     """
-    return TrustedTimestamps(
-        hlc_of(stored_ms - error_ms_max), hlc_of(_latest_ms(stored_ms, error_ms_max))
-    )
+    latest_ms = _latest_ms(stored_ms, error_ms_max)
+    return hlc_of(stored_ms - error_ms_max), hlc_of(latest_ms)
 
 
 class TaskAges(NamedTuple):

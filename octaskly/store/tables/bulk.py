@@ -31,6 +31,7 @@ class BulkStatement:
 
     def __init__(self, head: str, width: int, tail: str = "", same: str = "") -> None:
         row = f"({','.join('?' * width)}{same})"
+        self._of_one = f"{head} {row} {tail}"
         self._texts = [
             (size, f"{head} {','.join([row] * size)} {tail}") for size in _SIZES
         ]
@@ -38,6 +39,9 @@ class BulkStatement:
     def execute(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Write rows in their order."""
         at, count = 0, len(rows)
+        if count == 1:
+            db.execute(self._of_one, rows[0])  # As on an idle node.
+            return
         for size, text in self._texts:
             while count - at >= size:
                 db.execute(text, list(chain.from_iterable(rows[at : at + size])))

@@ -31,34 +31,64 @@ class Batch(NamedTuple):
 
 
 class CommitQueue:
-    """Items in order, with counts of entries and urgent items."""
+    """Items in order, which one thread adds and another takes.
+
+    It needs no lock: each count is written by one of the threads and only grows, and an
+    item is in the queue before it is counted.
+    """
 
     def __init__(self) -> None:
-        self.items: deque[QueueItem] = deque()
-        self.entries = 0
-        self.urgent_items = 0  #: items whose commit a caller may wait for
+        self._items: deque[tuple[QueueItem, int, bool]] = deque()
+        """Each with its number of entries, and whether it is urgent."""
+        self._added_entries = self._added_urgent = 0
+        self._taken_entries = self._taken_urgent = 0
+        self._due_entries = 0  #: of those added, that are committed in any case
 
-    def add_item(self, item: QueueItem) -> None:
-        """Append one item."""
-        self.items.append(item)
-        self.entries += _count_entries(item)
-        self.urgent_items += _is_urgent(item)
+    def __bool__(self) -> bool:
+        """Return True if there are items."""
+        return bool(self._items)
 
-    def next_batch(self) -> Batch:
+    @property
+    def entries(self) -> int:
+        """Number of entries that wait."""
+        return self._added_entries - self._taken_entries
+
+    @property
+    def urgent_items(self) -> int:
+        """Number of items whose commit a caller may wait for."""
+        return self._added_urgent - self._taken_urgent
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if an item is to be committed now."""
+        return self._due_entries > self._taken_entries
+
+    def add_item(self, item: QueueItem) -> bool:
+        """Append one item. Return True if it is urgent, so that all are due."""
+        entries, is_urgent = _count_entries(item), _is_urgent(item)
+        self._items.append((item, entries, is_urgent))
+        self._added_entries += entries
+        if is_urgent:
+            self._added_urgent += 1
+            self._due_entries = self._added_entries
+        return is_urgent
+
+    def set_due(self) -> None:
+        """Have all items that were added so far committed, urgent or not."""
+        self._due_entries = self._added_entries
+
+    def take_batch(self) -> Batch:
         """Remove and return the items of the next commit."""
-        before = self.entries
-        if len(self.items) <= BATCH_ITEMS_MAX and before <= BATCH_ENTRIES_MAX:
-            items = list(self.items)  # The usual case: take everything.
-            self.items.clear()
-            self.entries = self.urgent_items = 0
-            return Batch(items, before)
-        items, left = [], before - BATCH_ENTRIES_MAX
-        while self.items and len(items) < BATCH_ITEMS_MAX and self.entries > left:
-            item = self.items.popleft()
-            self.entries -= _count_entries(item)
-            self.urgent_items -= _is_urgent(item)
+        waiting, items = self._items, list[QueueItem]()
+        entries = urgent = 0
+        while waiting and len(items) < BATCH_ITEMS_MAX and entries < BATCH_ENTRIES_MAX:
+            item, count, is_urgent = waiting.popleft()
             items.append(item)
-        return Batch(items, before - self.entries)
+            entries += count
+            urgent += is_urgent
+        self._taken_entries += entries
+        self._taken_urgent += urgent
+        return Batch(items, entries)
 
 
 def _count_entries(item: QueueItem) -> int:

@@ -574,7 +574,8 @@ class TableWriter:
                 first_hlc, last_hlc = trusted_timestamps(stored_ms)
             if not first_hlc <= task.changed_hlc <= last_hlc:
                 updates.append((stored_ms, task.key))
-        bulk.STORED_UPDATE.execute(self._db, updates)
+        if updates:
+            bulk.STORED_UPDATE.execute(self._db, updates)
 
     def _assign_key(self, task: ProjectedTask, spec: TaskSpec) -> None:
         """Assign the key of a new task, and the keys of the members of an array."""

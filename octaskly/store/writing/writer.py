@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
@@ -45,6 +46,7 @@ from octaskly.store.writing.commit_queue import (
     last_number,
 )
 from octaskly.store.writing.table_merge import TableWriter
+from octaskly.system.clock import loop_time
 
 BUSY_ITEMS: Final = 2  #: with this many urgent items after a commit, expect more
 COALESCE_S: Final = 0.001  #: length of one wait for more items while busy
@@ -83,11 +85,11 @@ class Writer:
         self.queue_rows = self._tables.queue_rows
         self._wal_preallocation = WalPreallocation(path)
         self._file = DatabaseFile(path)
-        self._changed = threading.Condition()
         self._queue = CommitQueue()
-        self._is_deferral_scheduled = False  #: `_commit_deferred` will be called
-        self._is_deferral_over = False  #: commit all items, urgent or not
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        """Each makes the thread look at the queue again."""
         self._wake_entries = _NEVER  #: number of entries that wakes the thread
+        self._is_deferral_scheduled = False  #: `_commit_deferred` will be called
         self._next_spare_check_s = 0.0  #: monotonic time of the next check
         self._is_closing = False
         self._has_purged = asyncio.Event()
@@ -120,24 +122,18 @@ class Writer:
 
     def queue_item(self, item: QueueItem) -> None:
         """Queue one item without blocking."""
-        with self._changed:
-            self._queue.add_item(item)
-            if self._queue.urgent_items:
-                if self._queue.entries >= self._wake_entries:
-                    self._changed.notify()
-                return
-            if self._is_deferral_scheduled:
-                return
+        if self._queue.add_item(item):
+            if self._queue.entries >= self._wake_entries:
+                self._wakeups.put(None)
+        elif not self._is_deferral_scheduled:
             self._is_deferral_scheduled = True
-        self._loop.call_later(DEFERRED_S_MAX, self._commit_deferred)
+            self._loop.call_later(DEFERRED_S_MAX, self._commit_deferred)
 
     def _commit_deferred(self) -> None:
         """Have the thread commit the items that are not urgent."""
-        with self._changed:
-            self._is_deferral_scheduled = False
-            self._is_deferral_over = bool(self._queue.items)
-            if self._is_deferral_over:
-                self._changed.notify()
+        self._is_deferral_scheduled = False
+        self._queue.set_due()
+        self._wakeups.put(None)
 
     def close(self) -> None:
         """Commit queued items, checkpoint the write-ahead log, and stop the thread.
@@ -145,9 +141,8 @@ class Writer:
         Raises:
             StoreError: Some items could not be written. They were never acknowledged.
         """
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify()
+        self._is_closing = True
+        self._wakeups.put(None)
         self._thread.join()
         self._db.close()
         if self._failure is not None:
@@ -170,41 +165,44 @@ class Writer:
 
     def _next_batch(self) -> Batch:
         """Wait for items and return the next batch; it is empty after `close`."""
-        while not (self._queue.items or self._is_closing) and (
+        while not (self._queue or self._is_closing) and (
             self._wal_preallocation.extend_wal()
             or self._purge_once()
             or self._free_stdin_once()
             or self._shrink_file()
         ):
             pass
-        with self._changed:
-            if self._queue.urgent_items >= BUSY_ITEMS:
-                self._coalesce()
-            else:
-                self._wait(1, None)
-            batch = self._queue.next_batch()
-            self._is_deferral_over = bool(self._queue.items)
-            return batch
+        if self._queue.urgent_items >= BUSY_ITEMS:
+            self._coalesce()
+        else:
+            self._wait_until_due()
+        return self._queue.take_batch()
+
+    def _wait_until_due(self) -> None:
+        """Wait until an item is to be committed, or until `close`."""
+        self._wake_entries = 1  # Before the first look, so that no item is missed.
+        while not (self._queue.is_due or self._is_closing):
+            self._wakeups.get()
+        self._wake_entries = _NEVER
 
     def _coalesce(self) -> None:
         """Wait for more items while they arrive; blocked clients send none."""
+        self._wake_entries = COALESCE_ENTRIES
         for _ in range(COALESCE_WAITS_MAX):
             before = self._queue.entries
-            self._wait(COALESCE_ENTRIES, COALESCE_S)
+            self._sleep(COALESCE_S, until_entries=COALESCE_ENTRIES)
             if not before < self._queue.entries < COALESCE_ENTRIES:
-                return
-
-    def _wait(self, entries: int, timeout_s: float | None) -> None:
-        self._wake_entries = entries
-        self._changed.wait_for(
-            lambda: (
-                (self._queue.urgent_items and self._queue.entries >= entries)
-                or self._is_deferral_over
-                or self._is_closing
-            ),
-            timeout_s,
-        )
+                break
         self._wake_entries = _NEVER
+
+    def _sleep(self, timeout_s: float, *, until_entries: int = _NEVER) -> None:
+        """Wait until there are so many entries, until `close`, or for this long."""
+        until_s = loop_time() + timeout_s
+        while not (self._queue.entries >= until_entries or self._is_closing):
+            try:
+                self._wakeups.get(timeout=max(0.0, until_s - loop_time()))
+            except Empty:
+                return
 
     def _commit_with_retry(self, batch: Sequence[QueueItem]) -> bool:
         """Commit a batch, with retries. Return False if `close` ended the retries."""
@@ -216,15 +214,19 @@ class Writer:
                 return True
             if is_last:
                 return False
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closing, delay_s)
+            self._sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_S_MAX)
 
     def _report_commit(self, number: int | None) -> None:
         """Report the durable number on the event loop."""
         if number is not None:
-            with suppress(RuntimeError):  # The loop was closed before the store.
-                self._loop.call_soon_threadsafe(self._on_commit, number)
+            self._call_in_loop(self._on_commit, number)
+
+    def _call_in_loop(self, function: Callable[..., None], *args: object) -> None:
+        try:  # noqa: SIM105  `suppress` takes longer than the call
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # The loop was closed before the store.
+            pass
 
     async def wait_until_purged(self) -> None:
         """Wait until a commit has left no void row."""
@@ -253,8 +255,7 @@ class Writer:
         self._next_spare_check_s = 0.0
         is_over = bool(self._tables.is_purged)
         if is_over:
-            with suppress(RuntimeError):  # The loop was closed before the store.
-                self._loop.call_soon_threadsafe(self._has_purged.set)
+            self._call_in_loop(self._has_purged.set)
         return not is_over
 
     def _free_stdin_in_proportion(self) -> None:
@@ -280,7 +281,7 @@ class Writer:
 
     def _shrink_file(self) -> bool:
         """Free some pages of the file. Return True if more may be left."""
-        now_s = self._clock.now().mono_s
+        now_s = loop_time()
         if self._failure is not None or now_s < self._next_spare_check_s:
             return False
         try:
@@ -305,7 +306,7 @@ class Writer:
         return False
 
     def _commit(self, batch: Sequence[QueueItem]) -> None:
-        began = self._clock.now()
+        began, began_s = self._clock.now(), loop_time()
         if self._failure is not None:
             self._tables.reload()
         step = self._clock_watch.find_step(began)
@@ -315,7 +316,7 @@ class Writer:
         self._clock_watch.follow_clock(began)
         self._failure = None
         self.notification_count = self._tables.notification_count
-        self.commit_s.observe(self._clock.now().mono_s - began.mono_s)
+        self.commit_s.observe(loop_time() - began_s)
 
     def _run_transaction(self, write: Callable[[], None]) -> None:
         db = self._db

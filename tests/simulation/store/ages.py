@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from octaskly.core.log.task_ages import (
     ClockWatch,
     TaskAges,
-    TrustedTimestamps,
     storing_time_ms,
     trusted_timestamps,
 )
@@ -49,6 +48,6 @@ def note_stored(disk: Disk, task: TaskId, age_ms: int = 0) -> None:
 
 
 @lru_cache
-def _trusted(stored_ms: int) -> TrustedTimestamps:
+def _trusted(stored_ms: int) -> tuple[int, int]:
     """Return what a disk trusts; all facts of one commit have the same time."""
     return trusted_timestamps(stored_ms, CLOCK_ERROR_MS)
