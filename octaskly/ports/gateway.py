@@ -186,8 +186,8 @@ class Gateway(OutputSource, EventSource, Protocol):
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return an ended task from the cache, or None; never read the store."""
 
-    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        """Return a task as `find_task` does, once it is final or the time is over."""
+    async def wait_for_end(self, ref: str) -> TaskRecord:
+        """Return a task as `find_task` does, once it is final."""
 
     async def read_display_facts(
         self, records: Sequence[TaskRecord]

@@ -292,10 +292,10 @@ class FakeGateway:
     def at_hand(self, ref: str) -> TaskRecord | None:
         return None
 
-    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        return await self.wait_until(
-            ref, lambda record: record.state.is_final, timeout_s
-        )
+    async def wait_for_end(self, ref: str) -> TaskRecord:
+        while not (record := await self.find_task(ref)).state.is_final:
+            await self._changed.wait()
+        return record
 
     async def wait_until(
         self, ref: str, is_wanted: Callable[[TaskRecord], bool], timeout_s: float

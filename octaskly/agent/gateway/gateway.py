@@ -373,17 +373,12 @@ class AgentGateway:
         """Return an ended task that is in memory; None if it must be read."""
         return self.waiters.at_hand(ref) if self.view.is_serving else None
 
-    async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
-        """Return a task once it is final, or its current state at the timeout."""
-        if timeout_s <= 0:
-            return await self.find_task(ref)
+    async def wait_for_end(self, ref: str) -> TaskRecord:
+        """Return a task once it is final."""
         self._require_dispatcher()
         name = await self._task_finder.find_name(ref)
         return await self.waiters.wait_until(
-            name,
-            lambda: self.find_task(name),
-            lambda task: task.state.is_final,
-            timeout_s,
+            name, lambda: self.find_task(name), lambda task: task.state.is_final
         )
 
     async def wait_until(
@@ -391,13 +386,14 @@ class AgentGateway:
     ) -> TaskRecord:
         """Return a task once `is_wanted` accepts it, or at the timeout."""
         name = await self._task_finder.find_name(ref)
-        record = await self.waiters.wait_until(
-            name,
-            lambda: self._task_finder.find_task(name),
-            is_wanted,
-            timeout_s,
-            accepts_local_commit=True,
-        )
+        read = partial(self._task_finder.find_task, name)
+        try:
+            async with asyncio.timeout(timeout_s):
+                record = await self.waiters.wait_until(
+                    name, read, is_wanted, accepts_local_commit=True
+                )
+        except TimeoutError:
+            record = await read()
         await self._confirm_ends((record,))
         return record
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -105,45 +104,49 @@ class TaskWaiters:
         name: str,
         read: Callable[[], Awaitable[TaskRecord]],
         is_wanted: Callable[[TaskRecord], bool],
-        timeout_s: float,
         *,
         accepts_local_commit: bool = False,
     ) -> TaskRecord:
-        """Return a task once `is_wanted` accepts it, or at the timeout.
+        """Return a task once `is_wanted` accepts it; the caller limits the wait.
 
         Args:
             name: The client's name of the task, not its number alone.
             read: Reads the task with its outputs from the store.
             is_wanted: Returns True if the task should be returned now.
-            timeout_s: Longest wait.
             accepts_local_commit: Return a state that is on this disk only. A failover
                 may still revoke it, so the caller confirms an end.
         """
-        wait = _TaskWait(accepts_local_commit)
-        record: TaskRecord | None = None
+        wait, keys = _TaskWait(accepts_local_commit), _wait_keys(name)
         # Register before the first read, so that no change is missed. Applying a fact
         # twice changes nothing.
-        with self._registered(wait, name):
+        for key in keys:
+            self._waits.setdefault(key, set()).add(wait)
+        try:
             cached = None if accepts_local_commit else self.recent.get(TaskId(name))
-            try:
-                async with asyncio.timeout(timeout_s):
-                    # The record has the submission, which is the first fact.
-                    wait.facts += cached.facts[1:] if cached else ()
-                    if cached is None:
-                        await self._earlier_facts_on_disk(wait)
-                    record = cached.record if cached else await read()
-                    is_brief = _is_long(record)
-                    while not is_wanted(record):
-                        if is_brief:
-                            record = _brief_record(record)
-                        record = await self._next_record(wait, record)
-                        if not is_wanted(record):
-                            record = _newest_record(record, await read())
-                        elif is_brief:
-                            return _newest_record(record, await read())
+            if cached is None:
+                await self._earlier_facts_on_disk(wait)
+                record = await read()
+            else:
+                # The record has the submission, which is the first fact.
+                wait.facts += cached.facts[1:]
+                record = cached.record
+            is_brief = _is_long(record)
+            while not is_wanted(record):
+                if is_brief:
+                    record = _brief_record(record)
+                record = await self._next_record(wait, record)
+                if not is_wanted(record):
+                    record = _newest_record(record, await read())
+                elif is_brief:
+                    return _newest_record(record, await read())
+                else:
                     return record
-            except TimeoutError:
-                return _newest_record(record, await read())
+            return record
+        finally:
+            for key in keys:
+                self._waits[key].discard(wait)
+                if not self._waits[key]:
+                    del self._waits[key]
 
     async def _earlier_facts_on_disk(self, wait: _TaskWait) -> None:
         """Return once the facts that were appended before this wait can be read.
@@ -157,20 +160,6 @@ class TaskWaiters:
         while self._persisted_number < number:
             await wait.has_changed.wait()
             wait.has_changed.clear()
-
-    @contextmanager
-    def _registered(self, wait: _TaskWait, name: str) -> Iterator[None]:
-        """Register `wait` for changes of the task `name` while the block runs."""
-        keys = _wait_keys(name)
-        for key in keys:
-            self._waits.setdefault(key, set()).add(wait)
-        try:
-            yield
-        finally:
-            for key in keys:
-                self._waits[key].discard(wait)
-                if not self._waits[key]:
-                    del self._waits[key]
 
     @staticmethod
     async def _next_record(wait: _TaskWait, record: TaskRecord) -> TaskRecord:

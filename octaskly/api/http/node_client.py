@@ -201,8 +201,10 @@ class HttpNodeClient:
             self._timeouts.dispatcher_wait_s, restarts_after_long_attempt=is_renewed
         )
         while True:
-            view = await self._wait_for_dispatcher(request, budget)
-            budget.start_attempt()
+            view = self._gateway.dispatcher()
+            if view is None or not view.is_self:
+                view = await self._wait_for_dispatcher(request, view, budget)
+                budget.start_attempt()
             try:
                 if view.is_self:
                     request.info.dispatcher_headers = self._dispatcher_headers(view)
@@ -237,18 +239,17 @@ class HttpNodeClient:
             ) from None
 
     async def _wait_for_dispatcher(
-        self, request: Request, retries: _RetryBudget
+        self, request: Request, view: DispatcherView | None, retries: _RetryBudget
     ) -> DispatcherView:
-        view = self._gateway.dispatcher()
+        """Return `view` if another node may be asked, or the next dispatcher."""
         if request.forwarded_by is not None and not _may_handle(request, view):
             # Two nodes that each consider the other dispatcher would forward forever.
             raise _not_dispatcher_problem()
         if view is None:
             with contextlib.suppress(TimeoutError):
-                async with self._long_polls.cancel_when_dispatcher_ends():
-                    view = await self._gateway.wait_for_dispatcher(
-                        retries.remaining_s()
-                    )
+                left_s = retries.remaining_s()
+                async with self._long_polls.limit(None):
+                    view = await self._gateway.wait_for_dispatcher(left_s)
         if view is None or (self._long_polls.is_closing and not view.is_self):
             raise no_dispatcher_problem(self._gateway.health().message)
         return view
@@ -491,6 +492,7 @@ class _RetryBudget:
             raise no_dispatcher_problem()
         await asyncio.sleep(min(self._delay_s, self._deadline_s - now_s))
         self._delay_s = min(self._delay_s * 2, _PAUSE_S_MAX)
+        self.start_attempt()
 
 
 def dispatcher_name(gateway: Gateway, node: NodeId) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 from octaskly.ports import DispatcherView
 
@@ -17,26 +18,42 @@ Repeatable requests end at once: if its machine has failed, no response will com
 
 
 class LongPolls:
-    """The long polls of one API; a timer runs only while there are some."""
+    """The long polls of one API; a timer runs only while some wait for a node."""
 
     def __init__(self, dispatcher: Callable[[], DispatcherView | None]) -> None:
         self._dispatcher = dispatcher
-        self._timeouts: dict[asyncio.Timeout, tuple[DispatcherView | None, float]] = {}
+        self._limits: set[asyncio.Timeout] = set()
+        self._views: dict[asyncio.Timeout, tuple[DispatcherView, float]] = {}
+        """The dispatcher that a long poll asks, and how long it may answer after it
+        was deposed."""
         self._timer: asyncio.TimerHandle | None = None
         self.is_closing = False
 
-    @asynccontextmanager
-    async def cancel_when_dispatcher_ends(
-        self, view: DispatcherView | None = None, *, is_repeatable: bool = False
-    ) -> AsyncIterator[None]:
+    def limit(self, timeout_s: float | None) -> AbstractAsyncContextManager[None]:
+        """Raise TimeoutError in the block on `close`, or after `timeout_s`."""
+        return _LimitedBlock(self, 0 if self.is_closing else timeout_s)
+
+    def cancel_when_dispatcher_ends(
+        self, view: DispatcherView | None, *, is_repeatable: bool
+    ) -> AbstractAsyncContextManager[None]:
         """Raise TimeoutError in the block on `close`, or soon after `view` ended."""
-        async with asyncio.timeout(0 if self.is_closing else None) as limit:
-            self._timeouts[limit] = view, 0.0 if is_repeatable else _DEPOSED_GRACE_S
+        grace_s = 0.0 if is_repeatable else _DEPOSED_GRACE_S
+        asked = None if view is None else (view, grace_s)
+        return _LimitedBlock(self, 0 if self.is_closing else None, asked)
+
+    def add(
+        self, limit: asyncio.Timeout, asked: tuple[DispatcherView, float] | None
+    ) -> None:
+        """Let a limit be reached early."""
+        self._limits.add(limit)
+        if asked is not None:
+            self._views[limit] = asked
             self._schedule_check()
-            try:
-                yield
-            finally:
-                del self._timeouts[limit]
+
+    def remove(self, limit: asyncio.Timeout) -> None:
+        """Leave a limit alone, because its block has ended."""
+        self._limits.discard(limit)
+        self._views.pop(limit, None)
 
     def close(self) -> None:
         """End all long polls, now and in the future."""
@@ -44,7 +61,7 @@ class LongPolls:
         if self._timer is not None:
             self._timer.cancel()
         now_s = asyncio.get_running_loop().time()
-        for limit in self._timeouts:
+        for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(now_s)
 
@@ -57,13 +74,39 @@ class LongPolls:
         self._timer = None
         now = self._dispatcher()
         now_s = asyncio.get_running_loop().time()
-        for limit, (view, grace_s) in self._timeouts.items():
-            if view is None or limit.expired():
+        for limit, (view, grace_s) in self._views.items():
+            if limit.expired():
                 continue
             is_over = now is None or (now.node, now.epoch) != (view.node, view.epoch)
             if not is_over:
                 limit.reschedule(None)
             elif limit.when() is None:
                 limit.reschedule(now_s + grace_s)
-        if self._timeouts:
+        if self._views:
             self._schedule_check()
+
+
+class _LimitedBlock:
+    """A block with a time limit, which its `LongPolls` may bring forward."""
+
+    def __init__(
+        self,
+        polls: LongPolls,
+        timeout_s: float | None,
+        asked: tuple[DispatcherView, float] | None = None,
+    ) -> None:
+        self._polls, self._asked = polls, asked
+        self._limit = asyncio.timeout(timeout_s)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._polls.add(self._limit, self._asked)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._polls.remove(self._limit)
+        await self._limit.__aexit__(kind, error, traceback)

@@ -267,11 +267,8 @@ async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRe
     left_s = max(0.0, wait_s - request.elapsed_s())
     request.work.end()
     try:
-        async with (
-            request.quota.pause(),
-            request.services.long_polls.cancel_when_dispatcher_ends(),
-        ):
-            return await request.gateway.wait_for_end(ref, left_s)
+        async with request.quota.pause(), request.services.long_polls.limit(left_s):
+            return await request.gateway.wait_for_end(ref)
     except TimeoutError:
         return await request.gateway.find_task(ref)
 

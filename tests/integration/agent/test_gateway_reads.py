@@ -169,7 +169,7 @@ async def test_an_end_is_shown_once_no_failover_can_take_it_back(
 
     reads: list[Coroutine[None, None, TaskRecord | TaskListPage]] = [
         gateway.find_task(kit.task_id(2)),
-        gateway.wait_for_end(kit.task_id(2), 10),
+        gateway.wait_for_end(kit.task_id(2)),
         gateway.list_tasks(TaskQuery()),
     ]
     waiting = [asyncio.ensure_future(read) for read in reads]

@@ -607,7 +607,7 @@ async def test_one_subject_gets_so_many_connections(
                 group.create_task(node.ask("GET", poll, headers=VIEWER))
                 for _ in range(2)
             ]
-            await until(lambda: len(node.server._long_polls._timeouts) == 2)
+            await until(lambda: len(node.server._long_polls._limits) == 2)
             refused = await node.ask("GET", "/api/v1/tasks", headers=VIEWER)
             other = await node.ask("GET", "/api/v1/tasks", headers=CLIENT)
             for each in polls:
@@ -642,7 +642,7 @@ async def test_connections_over_the_limit_get_an_error_or_are_closed(
         poll = f"GET /api/v1/tasks/{task}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"
         _, polling = await asyncio.open_unix_connection(path)
         polling.write(poll.encode())
-        await until(lambda: node.server._long_polls._timeouts)
+        await until(lambda: node.server._long_polls._limits)
 
         told = await asyncio.to_thread(_ask_local, path, "GET", "/health")
         _, idle = await asyncio.open_unix_connection(path)
@@ -688,7 +688,7 @@ async def test_no_request_counts_after_its_answer_or_its_client(node: ApiNode) -
         writer.close()
     _, leaving = await asyncio.open_connection("127.0.0.1", node.port)
     leaving.write(poll.encode() * 2)
-    await until(lambda: node.server._long_polls._timeouts)
+    await until(lambda: node.server._long_polls._limits)
     assert list(unanswered.values()) == [2]
     leaving.transport.abort()
     await until(lambda: not unanswered)
@@ -709,7 +709,7 @@ async def test_close_finishes_requests_in_flight() -> None:
                 node.ask("GET", f"/api/v1/tasks/{task}?wait=60", headers=ADMIN)
             )
             await until(lambda: len(node.gateway.submissions) == 2)
-            await until(lambda: node.server._long_polls._timeouts)
+            await until(lambda: node.server._long_polls._limits)
             asyncio.get_running_loop().call_later(0.2, node.gateway.held.set)
             await node.server.close()
 

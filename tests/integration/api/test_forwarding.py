@@ -223,7 +223,7 @@ async def test_forwarded_requests_of_a_subject_count_as_its_connections(
             group.create_task(each.api.ask("GET", poll, headers=CLIENT))
             for each in (front, other)
         ]
-        await until(lambda: len(back.api.server._long_polls._timeouts) == 2)
+        await until(lambda: len(back.api.server._long_polls._limits) == 2)
         refused = await front.api.ask("GET", TASKS, headers=CLIENT)
         served = await front.api.ask("GET", TASKS, headers=VIEWER)
         for poll_task in polls:

@@ -122,7 +122,7 @@ async def test_a_long_poll_for_an_ending_task_reads_nothing() -> None:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(tell())
-        record = await waiters.wait_until(TASK, read, lambda r: r.state.is_final, 5.0)
+        record = await waiters.wait_until(TASK, read, lambda r: r.state.is_final)
 
     assert record.state is TaskState.COMPLETED
 
@@ -175,7 +175,7 @@ async def test_a_wait_sees_what_was_on_its_way_to_the_disk() -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         waited = group.create_task(
             waiters.wait_until(
-                *(str(task), read, lambda record: bool(record.attempts), 60.0),
+                *(str(task), read, lambda record: bool(record.attempts)),
                 accepts_local_commit=True,
             )
         )

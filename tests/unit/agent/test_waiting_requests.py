@@ -103,9 +103,7 @@ async def test_an_event_of_a_task_with_the_same_name_does_not_end_a_wait() -> No
         waiters.on_replicated([task])
 
     async with asyncio.TaskGroup() as group:
-        ends = waiters.wait_until(
-            "deploy~2", read, lambda task: task.state.is_final, 60.0
-        )
+        ends = waiters.wait_until("deploy~2", read, lambda task: task.state.is_final)
         waited = group.create_task(ends)
         await tell(other)
         await tell(mine)
@@ -133,7 +131,6 @@ async def test_an_early_answer_is_on_disk() -> None:
         asked = group.create_task(
             waiters.wait_until(
                 *(task, read, lambda record: record.state is not TaskState.QUEUED),
-                timeout_s=60.0,
                 accepts_local_commit=True,
             )
         )
@@ -167,7 +164,7 @@ async def test_a_wait_knows_the_end_that_was_written_when_it_began() -> None:
     waiters.on_appended([Entry(STREAM, 2, 2, end)], 2)
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(
-            waiters.wait_until(task, read, lambda record: record.state.is_final, 60.0)
+            waiters.wait_until(task, read, lambda record: record.state.is_final)
         )
         await asyncio.sleep(0)
         on_disk.append(end)
@@ -203,9 +200,7 @@ async def test_a_member_that_never_started_ends_with_its_array() -> None:
 
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(
-            waiters.wait_until(
-                waiting.name, read, lambda task: task.state.is_final, timeout_s=60
-            )
+            waiters.wait_until(waiting.name, read, lambda task: task.state.is_final)
         )
         while len(shown) > 1:  # noqa: ASYNC110  one turn of the loop is enough
             await asyncio.sleep(0)
@@ -235,7 +230,7 @@ async def test_a_member_that_ended_in_a_range_is_not_read_again() -> None:
     )
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(
-            waiters.wait_until(member, read, lambda task: task.state.is_final, 60.0)
+            waiters.wait_until(member, read, lambda task: task.state.is_final)
         )
         while not read_count:  # noqa: ASYNC110  one turn of the loop is enough
             await asyncio.sleep(0)
