@@ -49,12 +49,15 @@ class SlidingWindow:
             self.total -= slots.popleft()[1]
         if self.total + units > limit:
             return False
-        self.add(now_s, units)
+        self._add_to_slot(slot, units)
         return True
 
     def add(self, now_s: float, units: int) -> None:
         """Count units, even beyond the limit."""
-        slot, slots = floor(now_s / SLOT_S), self._slots
+        self._add_to_slot(floor(now_s / SLOT_S), units)
+
+    def _add_to_slot(self, slot: int, units: int) -> None:
+        slots = self._slots
         if not slots or slots[-1][0] != slot:
             slots.append([slot, 0])
         slots[-1][1] += units

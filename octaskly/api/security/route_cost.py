@@ -76,15 +76,6 @@ class Cost:
         count = self.rows(query) if rows is None else rows
         return max(least, count // ROWS_PER_UNIT, size_bytes // BYTES_PER_UNIT)
 
-    def is_heavy(self, query: Mapping[str, str], units: int) -> bool:
-        """Return True if a request may take the event loop for milliseconds.
-
-        Args:
-            query: The parameters of the request.
-            units: Its `rate_units`.
-        """
-        return units >= HEAVY_UNITS or self.is_expensive(query)
-
     def response_bytes(self, query: Mapping[str, str]) -> int:
         """Return the bytes of memory to reserve for the response to a request."""
         return self.rows(query) * self.row_bytes

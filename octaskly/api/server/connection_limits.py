@@ -208,7 +208,7 @@ class ConnectionLimits:
         self._limits, self._clock = limits, clock
         self._forwarded_counts: Counter[str] = Counter()
         self._pools = {kind: self._build_pool(kind) for kind in ConnectionKind}
-        self._kinds: dict[PooledConnection, ConnectionKind] = {}
+        self._homes: dict[PooledConnection, ConnectionPool] = {}
 
     def _build_pool(self, kind: ConnectionKind) -> ConnectionPool:
         limits = self._limits
@@ -226,7 +226,7 @@ class ConnectionLimits:
     @property
     def count(self) -> int:
         """Number of connections in all pools."""
-        return len(self._kinds)
+        return len(self._homes)
 
     def is_excess(self, kind: ConnectionKind, owner: str, open_count: int) -> bool:
         """Return True if a connection without a place gets no error response.
@@ -252,19 +252,19 @@ class ConnectionLimits:
         problem = pool.make_room(owner)
         if problem is None:
             pool.add(connection, owner)
-            self._kinds[connection] = kind
+            self._homes[connection] = pool
         return problem
 
     def remove_connection(self, connection: PooledConnection) -> None:
         """Remove a connection that is lost."""
-        kind = self._kinds.pop(connection, None)
-        if kind is not None:
-            self._pools[kind].remove(connection)
+        pool = self._homes.pop(connection, None)
+        if pool is not None:
+            pool.remove(connection)
 
     def set_serving(self, connection: PooledConnection, *, is_serving: bool) -> None:
         """Record that a request is complete, or that its response is."""
-        if connection in self._kinds:
-            pool = self._pools[self._kinds[connection]]
+        pool = self._homes.get(connection)
+        if pool is not None:
             pool.set_serving(connection, is_serving=is_serving)
 
     def authenticate(self, connection: PooledConnection, subject: str) -> None:
@@ -276,19 +276,16 @@ class ConnectionLimits:
         Raises:
             Problem: 429, the subject has too many; 503, all clients have.
         """
-        kind = self._kinds.get(connection)
-        pool = self._pools[ConnectionKind.CLIENT]
-        is_moved = (
-            kind is ConnectionKind.CLIENT and pool.owner_of(connection) == subject
-        )
-        if kind is None or kind is ConnectionKind.NODE or is_moved:
+        home, pool = self._homes.get(connection), self._pools[ConnectionKind.CLIENT]
+        is_moved = home is pool and pool.owner_of(connection) == subject
+        if home is None or home is self._pools[ConnectionKind.NODE] or is_moved:
             return
         problem = pool.make_room(subject)
         if problem is not None:
             raise problem
-        self._pools[kind].remove(connection)
+        home.remove(connection)
         pool.add(connection, subject)
-        self._kinds[connection] = ConnectionKind.CLIENT
+        self._homes[connection] = pool
 
     @contextlib.contextmanager
     def count_forwarded(self, subject: str) -> Iterator[None]:

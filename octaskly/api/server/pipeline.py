@@ -42,10 +42,10 @@ from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks, route_cost
 from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
 from octaskly.api.server import large_responses
-from octaskly.api.server.quotas import Quotas
+from octaskly.api.server.quotas import Admission, Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
-from octaskly.api.server.request_turns import RequestTurns
+from octaskly.api.server.request_turns import RequestTurns, RequestWork
 from octaskly.ports import Principal
 from octaskly.trust.certificates import PeerIdentity
 
@@ -191,11 +191,20 @@ class RequestPipeline:
         # Responses of the other routes are small, or files that are in memory anyway.
         is_metered = route.access not in (Access.PUBLIC, Access.NODE)
         cost = route.cost if is_metered else route_cost.CHEAP
-        async with self._quotas.admit(cost, principal, query) as quota:
-            async with self.turns.work(routed.connection.owner) as work:
+        is_expensive = cost.is_expensive(query)
+        is_heavy = is_expensive or routed.info.rate_units >= route_cost.HEAVY_UNITS
+        async with Admission(
+            self._quotas,
+            principal,
+            expected_bytes=cost.response_bytes(query),
+            needs_slot=is_expensive,
+        ) as quota:
+            async with RequestWork(self.turns, routed.connection.owner) as work:
                 call = await self._read(routed, route, principal, quota, work)
-                is_heavy = is_metered and cost.is_heavy(query, routed.info.rate_units)
-                async with work.heavy() if is_heavy else _NOTHING:
+                if is_heavy and is_metered:
+                    async with work.heavy():
+                        response = await self._run_handler(call, route)
+                else:
                     response = await self._run_handler(call, route)
             if is_metered and type(response) is web.Response:
                 return await large_responses.send(call, response, quota)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, Self
 
 from octaskly.api.problems import Problem
 from octaskly.api.security.rate_limit import client_key
-from octaskly.api.security.route_cost import Cost
 from octaskly.config.settings import LimitOptions
 from octaskly.ports import Principal
 
@@ -48,21 +47,6 @@ class Quotas:
     def is_idle(self) -> bool:
         """Return True if no request uses a quota."""
         return not (self._slots or self._parts or self._reserved_bytes)
-
-    def admit(
-        self, cost: Cost, principal: Principal | None, query: Mapping[str, str]
-    ) -> Admission:
-        """Admit a request to the block that enters this, at once, or refuse it.
-
-        Raises, when it is entered:
-            Problem: 429, the quota of the client is used up; 503, no memory is left.
-        """
-        return Admission(
-            self,
-            principal,
-            needs_slot=cost.is_expensive(query),
-            expected_bytes=cost.response_bytes(query),
-        )
 
     @contextlib.asynccontextmanager
     async def hold_part(self, key: str) -> AsyncIterator[None]:
@@ -150,8 +134,11 @@ class Admission:
     Args:
         quotas: The quotas of all clients.
         principal: The client; None for a program on this machine without a token.
-        needs_slot: The request is expensive.
         expected_bytes: Size of the response.
+        needs_slot: The request is expensive.
+
+    Raises, when it is entered:
+        Problem: 429, the quota of the client is used up; 503, no memory is left.
     """
 
     def __init__(
@@ -159,8 +146,8 @@ class Admission:
         quotas: Quotas,
         principal: Principal | None,
         *,
-        needs_slot: bool,
         expected_bytes: int,
+        needs_slot: bool,
     ) -> None:
         self._quotas = quotas
         self._principal = principal
@@ -172,20 +159,19 @@ class Admission:
         self._reserved_bytes = 0
 
     async def __aenter__(self) -> Self:
-        if self._needs_slot:
-            whose = _name_of(self._principal)
-            self._free_slots = self._quotas.join_slots(self._key, whose)
+        if not self._needs_slot:
+            self.resize(self._expected_bytes)
+            return self
+        whose = _name_of(self._principal)
+        self._free_slots = self._quotas.join_slots(self._key, whose)
         try:
             await self.take()
         except BaseException:
-            self._leave()
+            await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
         self.release()
         if self._free_slots is not None:
             self._quotas.leave_slots(self._key)

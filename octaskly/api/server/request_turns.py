@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import Final, Self
 
@@ -49,26 +50,25 @@ class RequestWork:
     """A request that is answered; implements `handler_types.Work` while it is entered.
 
     It counts among those of its owner until it ends, but for at most `WORK_S_MAX`.
+    While another owner has requests in progress, this one may have only as many. So a
+    client that asks for little waits for little.
     """
 
     def __init__(self, turns: RequestTurns, owner: str) -> None:
         self._turns = turns
         self.owner = owner
-        self.is_counted = False
-        self.until_s = inf  #: until when it counts, at most, by `loop_time`
 
     async def __aenter__(self) -> Self:
-        await self._turns.begin_light(self)
+        if not self._turns.begin_light(self):
+            await self._turns.wait_for_light(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.end()
+        self._turns.end_light(self)
 
     def end(self) -> None:
         """See `handler_types.Work`."""
-        if self.is_counted:
-            self.is_counted = False
-            self._turns.end_light(self.owner)
+        self._turns.end_light(self)
 
     async def turn(self) -> None:
         """See `handler_types.Work`."""
@@ -110,8 +110,8 @@ class RequestTurns:
         self._started: Counter[str] = Counter()  #: in this turn, by owner
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._light: dict[str, int] = {}  #: requests that are answered, by owner
-        self._counted: deque[RequestWork] = deque()
-        """The same with some that have ended since, in the order in which they began.
+        self._counted: OrderedDict[RequestWork, float] = OrderedDict()
+        """The same, as they began, and until when each counts, by `loop_time`.
 
         The late ones count until the next request looks, or the timer.
         """
@@ -149,26 +149,27 @@ class RequestTurns:
         self._waiting.setdefault(owner, deque()).append(place)
         await place
 
-    def work(self, owner: str) -> RequestWork:
-        """Let a request be answered by the block that enters this.
-
-        While another owner has requests in progress, this one may have only as many.
-        So a client that asks for little waits for little.
-        """
-        return RequestWork(self, owner)
-
-    async def begin_light(self, work: RequestWork) -> None:
-        """Return when a light request may be answered; it counts from then on."""
+    def begin_light(self, work: RequestWork) -> bool:
+        """Return True if a light request may be answered now; it counts from now on."""
         owner = work.owner
-        self._end_late()
-        if owner not in self._waiting_light and self._may_begin(owner):
-            self._add_light(work)
-            return
-        await self._wait_for_light(work)
+        if self._counted:
+            self._end_late()
+        if owner in self._waiting_light or not self._may_begin(owner):
+            return False
+        self._add_light(work)
+        return True
+
+    async def wait_for_light(self, work: RequestWork) -> None:
+        """Return when a light request may be answered that had to wait."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_light.setdefault(work.owner, deque()).append((work, place))
+        if not self._has_timer:
+            self._set_timer()
         try:
-            await self.wait(owner)  # The end of one request may let several begin.
+            await place
+            await self.wait(work.owner)  # The end of one may let several begin.
         except asyncio.CancelledError:
-            work.end()
+            self.end_light(work)  # It may have begun just now.
             raise
 
     @contextlib.asynccontextmanager
@@ -186,17 +187,6 @@ class RequestTurns:
             late.cancel()
             end()
 
-    async def _wait_for_light(self, work: RequestWork) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_light.setdefault(work.owner, deque()).append((work, place))
-        if not self._has_timer:
-            self._set_timer()
-        try:
-            await place
-        except asyncio.CancelledError:
-            work.end()  # It was to begin just now.
-            raise
-
     def _may_begin(self, owner: str) -> bool:
         light = self._light
         if owner not in light:
@@ -206,15 +196,18 @@ class RequestTurns:
     def _add_light(self, work: RequestWork) -> None:
         owner, light = work.owner, self._light
         light[owner] = light[owner] + 1 if owner in light else 1
-        work.is_counted, work.until_s = True, loop_time() + WORK_S_MAX
-        self._counted.append(work)
+        self._counted[work] = loop_time() + WORK_S_MAX
 
-    def end_light(self, owner: str) -> None:
-        """Count a request of an owner no longer, and let the next one begin."""
+    def end_light(self, work: RequestWork) -> None:
+        """Count a request no longer, if it still does, and let the next one begin."""
+        if work not in self._counted:
+            return
+        del self._counted[work]
+        owner, light = work.owner, self._light
         self._note_time(owner)
-        self._light[owner] -= 1
-        if not self._light[owner]:
-            del self._light[owner]
+        light[owner] -= 1
+        if not light[owner]:
+            del light[owner]
         if self._waiting_light:
             self._begin_waiting()
 
@@ -230,13 +223,14 @@ class RequestTurns:
 
     def _end_late(self) -> None:
         """Count no longer those that have counted for `WORK_S_MAX`."""
-        counted, now_s = self._counted, loop_time()
-        while counted and (not counted[0].is_counted or counted[0].until_s <= now_s):
-            counted.popleft().end()
+        now_s = loop_time()
+        late = list(takewhile(lambda item: item[1] <= now_s, self._counted.items()))
+        for work, _ in late:
+            self.end_light(work)
 
     def _set_timer(self) -> None:
         self._has_timer = True
-        delay_s = self._counted[0].until_s - loop_time()
+        delay_s = next(iter(self._counted.values())) - loop_time()
         asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:

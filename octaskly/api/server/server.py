@@ -344,7 +344,8 @@ class ServerConnection(web.RequestHandler):
         start_time: float | None,
     ) -> tuple[web.StreamResponse, bool]:
         """Add headers to every response, also to those that bypassed the pipeline."""
-        if isinstance(resp, web.HTTPException):
+        is_usual = type(resp) is web.Response  # A cheap check, unlike the next one.
+        if not is_usual and isinstance(resp, web.HTTPException):
             resp = self._lifecycle.problem_response(status_problem(resp.status))
         if not resp.prepared:
             self._lifecycle.add_headers(self, resp)

@@ -26,6 +26,18 @@ def quotas() -> Quotas:
     return Quotas(LimitOptions(expensive_per_client=MAX, responses_bytes=64 << 20))
 
 
+def admit(
+    quotas: Quotas, cost: Cost, principal: Principal | None, query: dict[str, str]
+) -> Admission:
+    """Return the admission of a request, as the pipeline makes it."""
+    return Admission(
+        quotas,
+        principal,
+        expected_bytes=cost.response_bytes(query),
+        needs_slot=cost.is_expensive(query),
+    )
+
+
 async def taken(
     stack: AsyncExitStack,
     quotas: Quotas,
@@ -33,14 +45,14 @@ async def taken(
     cost: Cost = LIST,
     query: dict[str, str] = LONG,
 ) -> Admission:
-    return await stack.enter_async_context(quotas.admit(cost, principal, query))
+    return await stack.enter_async_context(admit(quotas, cost, principal, query))
 
 
 async def refusal(
     quotas: Quotas, principal: Principal | None = EVE, cost: Cost = LIST
 ) -> Problem:
     with pytest.raises(Problem) as caught:
-        async with quotas.admit(cost, principal, LONG):
+        async with admit(quotas, cost, principal, LONG):
             raise AssertionError("it was admitted")
     return caught.value
 
@@ -69,7 +81,7 @@ async def test_a_request_that_ended_leaves_its_place(quotas: Quotas) -> None:
     """However it ended."""
     for _ in range(MAX):
         with suppress(ZeroDivisionError):
-            async with quotas.admit(EXPENSIVE, EVE, {}):
+            async with admit(quotas, EXPENSIVE, EVE, {}):
                 raise ZeroDivisionError
 
     async with AsyncExitStack() as stack:
@@ -83,7 +95,7 @@ async def test_a_request_that_only_waits_takes_nothing(quotas: Quotas) -> None:
     events = [asyncio.Event(), asyncio.Event()]
 
     async def wait_and_answer() -> str:
-        async with quotas.admit(LIST, EVE, LONG) as admission:
+        async with admit(quotas, LIST, EVE, LONG) as admission:
             async with admission.pause():
                 await events[0].wait()
             return "answered"
@@ -117,7 +129,7 @@ async def test_a_client_that_leaves_during_a_wait_takes_nothing(quotas: Quotas) 
     """Its request is cancelled."""
 
     async def wait_for_ever() -> None:
-        async with quotas.admit(LIST, EVE, LONG) as admission, admission.pause():
+        async with admit(quotas, LIST, EVE, LONG) as admission, admission.pause():
             await asyncio.Event().wait()
 
     waiting = asyncio.create_task(wait_for_ever())

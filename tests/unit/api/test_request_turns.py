@@ -14,6 +14,7 @@ from octaskly.api.server.request_turns import (
     LIGHT_MAX,
     STARTS_PER_TURN,
     RequestTurns,
+    RequestWork,
 )
 
 MANY = 10 * STARTS_PER_TURN
@@ -121,7 +122,7 @@ class Requests:
 
     async def _answer(self, owner: str) -> None:
         end = asyncio.Event()
-        async with self.turns.work(owner):
+        async with RequestWork(self.turns, owner):
             self.working[owner] += 1
             self._ends.setdefault(owner, []).append(end)
             if not self._is_over:
@@ -206,7 +207,7 @@ async def test_a_request_that_waits_counts_no_longer(
     turns, all_wait = RequestTurns(), asyncio.Barrier(4 * LIGHT_MAX)
 
     async def follow() -> None:
-        async with turns.work("eve"):
+        async with RequestWork(turns, "eve"):
             await all_wait.wait()
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
@@ -237,11 +238,11 @@ async def test_a_heavy_step_lets_the_requests_of_others_pass() -> None:
     turns = RequestTurns()
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as others:
-        await others.enter_async_context(turns.work("ana"))
+        await others.enter_async_context(RequestWork(turns, "ana"))
         began_s = loop.time()
         async with turns.heavy("eve"):
             assert loop.time() - began_s >= HEAVY_WAIT_S
-    async with turns.work("eve"), asyncio.timeout(60), turns.heavy("eve"):
+    async with RequestWork(turns, "eve"), asyncio.timeout(60), turns.heavy("eve"):
         pass  # Its own requests do not count.
 
 
