@@ -35,6 +35,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import lane_key_of
 from octaskly.core.model.ids import (
     NO_EPOCH,
     AttemptId,
@@ -247,14 +248,12 @@ class Dispatcher:
         )
         # A worker may have reported it already, if it was submitted in another epoch.
         is_single_task = is_single_task and new_specs[0].id not in self._queue.tasks
-        if (
-            is_single_task
-            and not is_strict
-            and self._queue.lanes.is_lane_empty(new_specs[0])
-        ):
-            # It starts while it is committed: that is all the time that an idle mesh
-            # takes. See docs/decisions/0014-start-while-committing.md.
-            self._step.pin_until_durable(self._queue.put_undurable(new_specs[0]))
+        if is_single_task and not is_strict:
+            spec, lane = new_specs[0], lane_key_of(new_specs[0])
+            if self._queue.lanes.is_lane_empty(lane):
+                # It starts while it is committed: that is all the time that an idle
+                # mesh takes. See docs/decisions/0014-start-while-committing.md.
+                self._step.pin_until_durable(self._queue.put_undurable(spec, lane))
         return self._commit_step(
             now,
             partial(self._admit, self._step.epoch, new_specs, runnable_specs),

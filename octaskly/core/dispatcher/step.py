@@ -56,7 +56,7 @@ from octaskly.core.protocol.messages import (
     Kill,
     Message,
 )
-from octaskly.core.replication.journal import Journal, WhenDurable, return_effects
+from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.scheduling.array_queue import goes_by_range, take_member
@@ -70,6 +70,17 @@ from octaskly.core.scheduling.worker_pool import WorkerPool
 Assignment = tuple[AttemptId, TaskSpec]
 HoldersOf = Callable[[TaskSpec], HoldersByBlob]
 HOLDERS_BYTES = 256  #: of the nodes that have one blob, in a message, roughly
+
+
+def _announce(
+    callback: WhenReplicated | None,
+    ended: AnnounceTaskStates,
+    now: Moment,
+    replicas: int,
+) -> list[Effect]:
+    """Tell who waits for the end of tasks, behind what waited for the copies."""
+    effects = [] if callback is None else callback(now, replicas)
+    return [*effects, ended]
 
 
 def worker_messages(
@@ -493,15 +504,19 @@ class DispatchStep:
             self._kills = {}
         if when_durable is not None or self._pinned_tasks:
             effects += self._journal.when_durable(self._unpin_later(when_durable), now)
-        if when_replicated is not None:
-            effects += self._replication.when_replicated(when_replicated, now)
-        if self._ended_tasks:
-            ended, self._ended_tasks = tuple(self._ended_tasks), []
-            effects += self._replication.when_replicated(
-                partial(return_effects, [AnnounceTaskStates(ended)]), now
-            )
+        if when_replicated is not None or self._ended_tasks:
+            announce = self._announce_later(when_replicated)
+            effects += self._replication.when_replicated(announce, now)
         effects += self.queue.next_reads()
         return effects
+
+    def _announce_later(self, callback: WhenReplicated | None) -> WhenReplicated:
+        """Return what is to be done when the step is replicated."""
+        if not self._ended_tasks:
+            assert callback is not None
+            return callback
+        ended, self._ended_tasks = tuple(self._ended_tasks), []
+        return partial(_announce, callback, AnnounceTaskStates(ended))
 
     def _unpin_later(self, callback: WhenDurable | None) -> WhenDurable:
         """Return what is to be done when the step is durable."""

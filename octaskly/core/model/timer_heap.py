@@ -75,8 +75,9 @@ class TimerHeap:
 
     def pop_due(self, now_s: float) -> list[Timer]:
         """Clear and return the timers that are due, by time and then as declared."""
-        due = []
-        while self.next_at() <= now_s:
+        due: list[Timer] = []
+        # Most steps find none: an outdated entry is not before one that counts, either.
+        while self._heap and self._heap[0][0] <= now_s and self.next_at() <= now_s:
             due.append(heappop(self._heap)[1])
             del self._due_s[due[-1]]
         return due

@@ -102,10 +102,12 @@ class Gathering:
         """Return True if nothing waits."""
         return not (self.reports or self._appends or self._acks)
 
-    def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
+    def hold_report(
+        self, event: Event, now: Moment, may_wait: Callable[[], bool]
+    ) -> bool:
         """Return True if the event is a report that waits, or may wait with one.
 
-        The timer is then set.
+        The timer is then set. While few reports arrive, `may_wait` is not asked.
         """
         took_ms = _attempt_times_ms(event)
         if took_ms is None:
@@ -114,8 +116,9 @@ class Gathering:
             self._arrived_s.append(now.mono_s)
         elif not self.reports:
             return False  # A heartbeat waits only with reports.
-        may_wait = may_wait and len(self.reports) < REPORTS_MAX
-        if not may_wait or not self._are_many_arriving(now):
+        if not self._are_many_arriving(now) or not may_wait():
+            return False
+        if len(self.reports) >= REPORTS_MAX:
             return False
         if took_ms:
             wait_s = max(REPORT_WAIT_S, REPORT_WAIT_SHARE * min(took_ms) / 1000)

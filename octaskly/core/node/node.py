@@ -275,8 +275,11 @@ class Node:
 
     def _holds(self, event: Event, now: Moment) -> bool:
         """Return True if the event waits for others, while many reports arrive."""
-        may_wait = self._dispatcher.is_accepting and now.mono_s < self.deadline()
-        return self._gathering.hold_report(event, now, may_wait=may_wait)
+        return self._gathering.hold_report(
+            event,
+            now,
+            lambda: self._dispatcher.is_accepting and now.mono_s < self.deadline(),
+        )
 
     # --- Time.
 

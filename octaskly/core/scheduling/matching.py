@@ -101,7 +101,8 @@ class Matcher:
         while waiting:
             turn, number, lane, flow = waiting[0]
             task = None
-            if lane.key not in blocked and (lane.key.shape or not is_full):
+            is_skipped = lane.key in blocked or (is_full and not lane.key.shape)
+            if flow.queued and not is_skipped:
                 task = queue.first_in_flow(flow)
             if task is None:
                 heappop(waiting)
@@ -135,10 +136,10 @@ class Matcher:
         waiting: list[tuple[Turn, int, Lane, Flow]] = []
         lanes = queue.lanes.constrained() if is_full else queue.lanes.all_lanes()
         for lane in lanes:
-            firsts = queue.first_tasks(lane)
-            if not firsts:
+            flows = queue.flows_with_task(lane)
+            if not flows:
                 lane.blocked_s = None  # The lane's next task was never skipped.
-            for flow, _ in firsts:
+            for flow in flows:
                 waiting.append((flow.turn(), len(waiting), lane, flow))
         heapify(waiting)
         return waiting

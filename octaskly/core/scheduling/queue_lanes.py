@@ -333,9 +333,8 @@ class Lanes:
         for task in kept_tasks:
             self.lane_of(task).push(task)
 
-    def is_lane_empty(self, spec: TaskSpec) -> bool:
-        """Return True if no task waits in the spec's lane, in memory or the store."""
-        key = lane_key_of(spec)
+    def is_lane_empty(self, key: LaneKey) -> bool:
+        """Return True if no task waits in a lane, in memory or the store."""
         if self.needs_restart or self._reading == key:
             return False
         lane = self._lanes.get(key)

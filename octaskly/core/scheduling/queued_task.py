@@ -154,9 +154,9 @@ class QueuedTask(Struct, eq=False, gc=False):
     @property
     def has_exclusions(self) -> bool:
         """Return True if some workers of its shape must not get it."""
-        if len(self.record.attempts) < VISITOR_RETURNS_MAX:  # A shortcut for most.
-            return bool(self.missing_inputs)
-        return bool(self.missing_inputs) or self.avoids_visitors
+        if self.missing_inputs:
+            return True
+        return bool(self.record.attempts) and self.avoids_visitors
 
     def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:
         """Return True if a node holds an attempt, and that is the live one."""

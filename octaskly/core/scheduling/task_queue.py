@@ -391,21 +391,25 @@ class TaskQueue:
             self._leave_lane(task)
             self._enqueue(task)
 
-    def put_undurable(self, spec: TaskSpec) -> QueuedTask:
-        """Queue a task that is not durable; the caller must `pin_until_durable` it."""
-        task = QueuedTask(TaskRecord(spec.id, spec))
+    def put_undurable(self, spec: TaskSpec, lane: LaneKey) -> QueuedTask:
+        """Queue a task that is not durable in its lane.
+
+        The caller must `pin_until_durable` it.
+        """
+        task = QueuedTask(TaskRecord(spec.id, spec), lane=lane)
         self._enqueue(task)
         return task
 
     def first_in_lane(self, lane: Lane) -> QueuedTask | None:
         """Return the task of a lane whose turn is next, if any worker may run it."""
-        firsts = self.first_tasks(lane)
-        return min(firsts, key=lambda first: first[0].turn(), default=(None, None))[1]
+        flow = min(self.flows_with_task(lane), key=Flow.turn, default=None)
+        return None if flow is None else self.first_in_flow(flow)
 
-    def first_tasks(self, lane: Lane) -> list[tuple[Flow, QueuedTask]]:
-        """Return the flows of a lane, each with its next task."""
-        firsts = ((flow, self.first_in_flow(flow)) for flow in [*lane.flows.values()])
-        return [(flow, task) for flow, task in firsts if task is not None]
+    def flows_with_task(self, lane: Lane) -> list[Flow]:
+        """Return the flows of a lane that have a next task."""
+        if not lane.flows:
+            return []
+        return [f for f in [*lane.flows.values()] if self.first_in_flow(f) is not None]
 
     def first_in_flow(self, flow: Flow) -> QueuedTask | None:
         """Return a flow's next task, or array, that any worker of its shape may run."""

@@ -98,7 +98,7 @@ class Writes:
     def report(self, at_s: float = 0.0, event: Event | None = None) -> bool:
         """Return True if a report waits."""
         event = event or REPORT
-        return self.gathering.hold_report(event, moment(at_s), may_wait=True)
+        return self.gathering.hold_report(event, moment(at_s), lambda: True)
 
     def report_many(self, at_s: float = 0.0) -> None:
         """Bring so many reports that the next one waits."""
@@ -341,6 +341,6 @@ def test_nothing_waits_at_a_node_that_does_not_dispatch() -> None:
     writes.hold(waiting)
     writes.hold(ack())
 
-    assert not writes.gathering.hold_report(REPORT, moment(), may_wait=False)
+    assert not writes.gathering.hold_report(REPORT, moment(), lambda: False)
     assert writes.due(0.0, may_wait=False) == [waiting, ack()]
     assert writes.next_due_s() == math.inf

@@ -9,7 +9,7 @@ from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Finished, Reprioritized
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_id
+from octaskly.core.model.arrays import lane_key_of, member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
@@ -28,6 +28,7 @@ from octaskly.core.model.tasks import (
     priority_of,
 )
 from octaskly.core.model.timer_heap import TimerHeap
+from octaskly.core.scheduling.queue_lanes import Flow
 from octaskly.core.scheduling.queued_task import (
     NEXT_STAGES,
     QueuedTask,
@@ -71,10 +72,10 @@ def cancelled(task: TaskSpec) -> TaskRecord:
 
 def front(tasks: TaskQueue) -> QueuedTask | None:
     """Return the next task among those without requirements."""
-    firsts = [
-        f for lane in tasks.lanes.unconstrained() for f in tasks.first_tasks(lane)
-    ]
-    return min(firsts, key=lambda first: first[0].turn(), default=(None, None))[1]
+    lanes = tasks.lanes.unconstrained()
+    flows = [flow for lane in lanes for flow in tasks.flows_with_task(lane)]
+    flow = min(flows, key=Flow.turn, default=None)
+    return None if flow is None else tasks.first_in_flow(flow)
 
 
 def run_all(tasks: TaskQueue) -> list[str]:
@@ -196,7 +197,7 @@ def test_a_task_that_returns_to_the_store_during_a_read_is_not_overlooked() -> N
     run_all(tasks)
     (pending,) = tasks.next_reads()
     assert isinstance(pending, LoadQueued)
-    task = tasks.put_undurable(moved := spec("t8", ord=8))
+    task = tasks.put_undurable(moved := spec("t8", ord=8), LANE)
     change = Reprioritized(moved.id, 1, 1, priority_of(moved.ord))
     tasks.join(task, TaskRecord(moved.id, reprioritized=change))
     task.commit_number = 1
@@ -217,7 +218,7 @@ def test_a_member_waits_where_the_store_has_it() -> None:
     member = replace(spec("t8"), id=member_id(TaskId("task-001-0000000a"), 3))
 
     tasks = queue()
-    task = tasks.put_undurable(member)
+    task = tasks.put_undurable(member, lane_key_of(member))
 
     assert tasks.lanes.lane_of(task).key == MEMBERS_LANE
 
