@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -247,9 +248,10 @@ class HttpNodeClient:
             raise _not_dispatcher_problem()
         if view is None:
             with contextlib.suppress(TimeoutError):
-                left_s = retries.remaining_s()
-                async with self._long_polls.limit(None):
-                    view = await self._gateway.wait_for_dispatcher(left_s)
+                async with self._long_polls.limit(inf):
+                    view = await self._gateway.wait_for_dispatcher(
+                        retries.remaining_s()
+                    )
         if view is None or (self._long_polls.is_closing and not view.is_self):
             raise no_dispatcher_problem(self._gateway.health().message)
         return view
