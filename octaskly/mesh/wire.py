@@ -317,10 +317,6 @@ def _split_batch(message: Message | PackedMessage) -> tuple[Message, ...]:
 class WirePacker:
     """Serialises facts and values for the store; implements `ports.Packer`."""
 
-    def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as bytes, in the format of `pack`."""
-        return _pack(entry.fact)
-
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
         """Return the entry with the fact that `body` holds.
 

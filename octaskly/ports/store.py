@@ -73,11 +73,12 @@ T = TypeVar("T")
 class Packer(Protocol):
     """Converts facts, reports and specs to bytes and back, for the store."""
 
-    def pack_entry_body(self, entry: Entry) -> bytes:
-        """Return the fact of an entry as `pack` would. Only the writer calls this."""
-
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
-        """Return the entry; raise RemoteProtocolError if the bytes are damaged."""
+        """Return the entry of a fact that `pack` has packed.
+
+        Raises:
+            RemoteProtocolError: The bytes are damaged.
+        """
 
     def pack_entries(
         self,
@@ -88,7 +89,7 @@ class Packer(Protocol):
         more: bool,
         retired: int,
     ) -> PackedMessage:
-        """Return `Entries` with facts that `pack_entry_body` has packed."""
+        """Return `Entries` with facts that `pack` has packed."""
 
     def pack(self, value: Struct) -> bytes:
         """Return a value of the core as bytes."""

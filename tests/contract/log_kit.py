@@ -58,9 +58,6 @@ T = TypeVar("T")
 class PicklePacker:
     """The simplest packer: good for our own bytes in a test, for nothing else."""
 
-    def pack_entry_body(self, entry: Entry) -> bytes:
-        return pickle.dumps(entry.fact, protocol=5)
-
     def unpack_entry(self, stream: StreamId, seq: int, hlc: int, body: bytes) -> Entry:
         return Entry(stream, seq, hlc, pickle.loads(body))  # noqa: S301
 

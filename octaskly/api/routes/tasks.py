@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 
 from aiohttp import web
@@ -156,15 +157,16 @@ async def show_task(request: Request) -> web.StreamResponse:
     record = await find_task(request, wait_s)
     live = await _live_facts_of(request, record)
     names = request.gateway.node_names()
-    size_bytes = task_response.size_bytes_max(record, is_exact=is_exact)
+    visible = task_response.visible_of(record)
+    size_bytes = task_response.size_bytes_max(record, visible, is_exact=is_exact)
+    show = partial(task_response.task, record, names, live, visible, is_exact=is_exact)
     if size_bytes <= LONG_TASK_BYTES:
-        shown = task_response.task(record, names, live, is_exact=is_exact)
-        return json_response(task_response.encode(shown))
+        return json_response(task_response.encode(show()))
     # Before it waits, as many may, and is encoded only to be refused.
     request.quota.resize(size_bytes)
     async with request.work.heavy():
-        shown = task_response.task(record, names, live, is_exact=is_exact)
-        return json_response(await join_in_turns(json_pieces(shown), request.work.turn))
+        pieces = json_pieces(show())
+        return json_response(await join_in_turns(pieces, request.work.turn))
 
 
 async def _live_facts_of(request: Request, record: TaskRecord) -> LiveFacts:

@@ -82,6 +82,9 @@ class LiveFacts(NamedTuple):
     by_task: Mapping[TaskId, DisplayFacts] = {}
 
 
+Visible = tuple[TaskState, Attempt | None, Outcome | None]
+"""The state of a task, with the attempt and outcome to show."""
+
 _NO_FACTS: Final = LiveFacts()
 _UNKNOWN: Final = DisplayFacts("")
 
@@ -90,13 +93,13 @@ def listed(
     record: TaskRecord, names: Mapping[NodeId, str], live: LiveFacts = _NO_FACTS
 ) -> rest.TaskLine:
     """Return a task in a list, without output."""
-    return _line(record, names, _visible(record), live)
+    return _line(record, names, visible_of(record), live)
 
 
 def _line(
     record: TaskRecord,
     names: Mapping[NodeId, str],
-    visible: tuple[TaskState, Attempt | None, Outcome | None],
+    visible: Visible,
     live: LiveFacts,
 ) -> rest.TaskLine:
     state, attempt, outcome = visible
@@ -152,15 +155,16 @@ def task(
     record: TaskRecord,
     names: Mapping[NodeId, str],
     live: LiveFacts = _NO_FACTS,
+    visible: Visible | None = None,
     *,
     is_exact: bool = False,
 ) -> rest.TaskDetail:
     """Return a task with all fields and its kept output.
 
     Text has replacement characters for bytes that are not UTF-8; `is_exact` selects the
-    exact bytes, in base64.
+    exact bytes, in base64. `visible` is what `visible_of` returns, if it is known.
     """
-    visible = _visible(record)
+    visible = visible or visible_of(record)
     outcome = visible[2]
     shown = _base64 if is_exact else _text
     seen = outcome if outcome and outcome.was_observed else None
@@ -183,9 +187,9 @@ def task(
     )
 
 
-def size_bytes_max(record: TaskRecord, *, is_exact: bool) -> int:
+def size_bytes_max(record: TaskRecord, visible: Visible, *, is_exact: bool) -> int:
     """Return the size of a task with its output as JSON, at most, roughly."""
-    outcome = _visible(record)[2]
+    outcome = visible[2]
     text_bytes = 0 if record.spec is None else record.spec.size_bytes
     output_bytes = 0
     if outcome is not None:
@@ -205,7 +209,7 @@ def submitted(
 ) -> rest.Submitted:
     """Return the response to a submission that waited for the end of its task."""
     detail = _fields(task(record, names, live, is_exact=is_exact))
-    outcome = _visible(record)[2]
+    outcome = visible_of(record)[2]
     if outcome and len(outcome.stdout) + len(outcome.stderr) > SUBMITTED_BYTES_MAX:
         detail |= {"sent_stdout": None, "sent_stderr": None}
     return rest.Submitted(**detail, replicas=replicas)
@@ -228,7 +232,7 @@ def result(
         index: Number of the member.
         position: Number of members before it.
     """
-    state, attempt, outcome = _visible(record)
+    state, attempt, outcome = visible_of(record)
     seen = outcome if outcome and outcome.was_observed else None
     files = outcome.outputs if outcome else ()
     has_outputs = 0 < len(files) <= RESULT_OUTPUTS_MAX
@@ -364,9 +368,7 @@ def explanation(
     )
 
 
-def _visible(
-    record: TaskRecord,
-) -> tuple[TaskState, Attempt | None, Outcome | None]:
+def visible_of(record: TaskRecord) -> Visible:
     """Return the state of a task, with the attempt and outcome to show."""
     state = record.state
     attempt = visible_attempt(record, state)

@@ -99,7 +99,7 @@ class PendingEntries:
 
     def _row_of(self, entry: PendingEntry) -> bulk.Row:
         stream, seq, hlc, fact, output, _ = entry
-        body = self._packer.pack_entry_body(Entry(stream, seq, hlc, fact))
+        body = self._packer.pack(fact)
         return stream, seq, fact.task, hlc, body, output
 
 

@@ -182,5 +182,5 @@ class StdinFreeing:
                 continue
             options = without_stdin(fact.spec.options)
             freed = Submitted(replace(fact.spec, options=options))
-            body = self._packer.pack_entry_body(replace(entry, fact=freed))
+            body = self._packer.pack(freed)
             log_rows.replace_large_body(self._db, stored, body)

@@ -373,14 +373,13 @@ class TableWriter:
 
     def _log_entries(self, entries: Sequence[Entry]) -> None:
         """Write entries, whose outputs were detached, to the log."""
-        pack, bare_facts = self._packer.pack_entry_body, self._projection.bare_facts
+        pack, bare_facts = self._packer.pack, self._projection.bare_facts
         stored = []
         for entry in entries:
             stream, seq, fact, output = entry.stream, entry.seq, entry.fact, None
             if bare_facts and (stream, seq) in bare_facts:
                 fact, output = bare_facts.pop((stream, seq))
-                entry = Entry(stream, seq, entry.hlc, fact)
-            body = pack(entry)
+            body = pack(fact)
             is_large = len(body) > LARGE_BYTES and not isinstance(fact, RANGE_FACTS)
             task = fact.task if is_large else None
             stored.append(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.events import SavedState
-from octaskly.core.log.facts import Entry, Floor
+from octaskly.core.log.facts import Floor
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.settings import Limits
 from octaskly.core.node.node import Node
@@ -179,7 +179,7 @@ def test_a_mended_log_and_its_peer_converge(is_rewritten: bool) -> None:
 
 def add_old_streams(path: Path) -> None:
     """Add streams that hold a floor each, as an agent leaves them that crashes."""
-    body = kit.PicklePacker().pack_entry_body(Entry(StreamId(1), 1, 1, Floor(0, ())))
+    body = kit.PicklePacker().pack(Floor(0, ()))
     with sqlite3.connect(path) as db:
         db.executemany(
             "INSERT INTO streams (stream, term, node, last_seq) VALUES (?, ?, 'n', 1)",

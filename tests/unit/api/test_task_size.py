@@ -43,7 +43,8 @@ def test_no_task_is_larger_than_what_was_reserved_for_it(
 
     shown = task_response.task(record, {}, is_exact=exact)
     encoded = task_response.encode(shown)
-    reserved = task_response.size_bytes_max(record, is_exact=exact)
+    visible = task_response.visible_of(record)
+    reserved = task_response.size_bytes_max(record, visible, is_exact=exact)
 
     assert shown.command == command
     assert shown.env == {"V": value}

@@ -198,7 +198,7 @@ def test_the_store_s_packer_restores_entries_and_values() -> None:
     packer = wire.WirePacker()
     spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="true")
     entry = Entry(StreamId(5), 1, 9, Submitted(spec))
-    body = packer.pack_entry_body(entry)
+    body = packer.pack(entry.fact)
 
     assert packer.unpack_entry(StreamId(5), 1, 9, body) == entry
     assert packer.unpack(packer.pack(spec), TaskSpec) == spec
@@ -293,7 +293,7 @@ def test_stored_facts_are_sent_in_their_stored_bytes() -> None:
     writers = ((stream, Epoch(1, NodeId("a"))),)
     vector = ((stream, 2),)
     packer = wire.WirePacker()
-    stored = [(e.stream, e.seq, e.hlc, packer.pack_entry_body(e)) for e in entries]
+    stored = [(e.stream, e.seq, e.hlc, packer.pack(e.fact)) for e in entries]
 
     for count, more in ((2, False), (0, True)):
         packed = packer.pack_entries(
