@@ -34,6 +34,7 @@ from octaskly.agent.node_setup import (
 )
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts
+from octaskly.api.security.origin_checks import AllowList
 from octaskly.api.webhook_sender import WebhookSender
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import SOCKET_GROUP
@@ -242,12 +243,7 @@ class Components:
             ConfigError: the node key or a port cannot be used.
         """
         self._config, self._store, self._clock, self._log = config, store, clock, log
-        secret = secret_file.load()
-        key = NodeKey.load_or_create(config.paths.state)
-        self._trust, self._token_signer = MeshTls(secret, key), TokenSigner(secret)
-        self._secret_holder = MeshSecretHolder(
-            secret_file, secret, key.node_id, clock, config.timing, log
-        )
+        secret, key = self._build_trust(secret_file)
         self._bind_ports(loopback_port)
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store, config)
@@ -402,6 +398,21 @@ class Components:
         return use
 
     # --- building ------------------------------------------------------------------
+
+    def _build_trust(self, secret_file: SecretFile) -> tuple[MeshSecret, NodeKey]:
+        """Build what identifies this node; return the mesh secret and its own key."""
+        secret = secret_file.load()
+        key = NodeKey.load_or_create(self._config.paths.state)
+        self._trust, self._token_signer = MeshTls(secret, key), TokenSigner(secret)
+        self._secret_holder = MeshSecretHolder(
+            secret_file,
+            secret,
+            key.node_id,
+            self._clock,
+            self._config.timing,
+            self._log,
+        )
+        return secret, key
 
     def _node_info(self, name: str) -> NodeInfo:
         return node_info(
@@ -625,8 +636,10 @@ class Components:
             clock=self._clock,
             node_name=self._info.name,
             on_unexpected_error=self._log_request_failure,
-            cors_origins=config.options.cors_origins,
-            allow_hosts=(*config.options.allow_hosts, *hosts),
+            allowed=AllowList(
+                names=(*config.options.allow_hosts, *hosts),
+                origins=config.options.cors_origins,
+            ),
             lan_ssl=trust.lan_server_contexts(
                 [*hosts, *config.options.allow_hosts],
                 [address.host for address in self._local_addresses],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from octaskly.config.agent import AgentConfig
+from octaskly.config.paths import Paths
 from octaskly.config.value_types import HostAndPort, InvalidValue, ListOf
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import TaskState
@@ -253,11 +255,7 @@ def build_member_join_service(
 ) -> AgentJoinService:
     """Return the join service of a member."""
     interfaces = config.options.interfaces
-
-    def keyring() -> str:
-        # Read the file again: the secret may have been renewed since the start.
-        return SecretFile(config.paths.secret, config.paths.state).load().to_text()
-
+    keyring = partial(_read_keyring, config.paths)
     return AgentJoinService(
         config=config,
         name=node.name,
@@ -269,9 +267,7 @@ def build_member_join_service(
             node_key=key.public_bytes(),
             mesh_id=secret.mesh_id,
             secret_text=keyring,
-            grant_visit=lambda visitor_key, stay_s, invited_by: trust.grant_visit(
-                visitor_key, clock.now().wall_ms, stay_s, invited_by
-            ).to_text(),
+            grant_visit=partial(_grant_visit, trust, clock),
             addresses=node.addresses if interfaces else WILDCARD_ADDRESSES,
             interfaces=interfaces,
             clock=clock,
@@ -288,6 +284,18 @@ def build_member_join_service(
         mesh_changes=mesh_changes,
         log=log,
     )
+
+
+def _read_keyring(paths: Paths) -> str:
+    # Read the file again: the secret may have been renewed since the start.
+    return SecretFile(paths.secret, paths.state).load().to_text()
+
+
+def _grant_visit(
+    trust: MeshTls, clock: Clock, visitor_key: bytes, stay_s: int, invited_by: str
+) -> str:
+    now_ms = clock.now().wall_ms
+    return trust.grant_visit(visitor_key, now_ms, stay_s, invited_by).to_text()
 
 
 def _parse_secret(secret_text: str) -> MeshSecret:

@@ -102,6 +102,7 @@ ContextForAddress = Callable[[str], ssl.SSLContext]
 
 _DEFAULT_LIMITS = LimitOptions()
 _DEFAULT_TIMEOUTS = HttpTimeouts()
+_NOTHING_ALLOWED = AllowList(names=(), origins=())
 BODY_THREADS = 4  #: they send and receive files
 _LINGER_S = 1.0
 _DRAIN_S = 0.2
@@ -380,8 +381,7 @@ class ApiServer:
         identify_peer: IdentifyPeer,
         lan_ssl: ContextForAddress | None = None,
         forward_ssl: ssl.SSLContext | None = None,
-        cors_origins: Collection[str] = (),
-        allow_hosts: Collection[str] = (),
+        allowed: AllowList = _NOTHING_ALLOWED,
         on_response: OnResponse | None = None,
         on_unexpected_error: OnUnexpectedError | None = None,
         timeouts: HttpTimeouts = _DEFAULT_TIMEOUTS,
@@ -417,7 +417,6 @@ class ApiServer:
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)
-        allowed = AllowList(names=allow_hosts, origins=cors_origins)
         self._pipeline = self._build_pipeline(verify_token, node_name, allowed)
         self.router = self._build_router()  #: public for tests that walk its routes
 

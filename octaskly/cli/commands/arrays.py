@@ -282,9 +282,7 @@ def map_(
     if not items:
         note("nothing to run: there are no items after ::: or on stdin")
         return 0
-    for flag, field in (("--out", "outputs"), ("--needs", "needs")):
-        _check_paths(flag, fields[field], items)
-    _check_distinct_outputs(fields["outputs"], items)
+    _check_files(fields, items)
     if dry_run:
         _print_commands(text, items)
         return 0
@@ -362,6 +360,13 @@ def _submit_array(
         drafts = files.send([wanted])
     [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
     return _begun(task)
+
+
+def _check_files(fields: DraftFields, items: Sequence[str]) -> None:
+    """Raise UsageError if items make a path invalid, or an output of two members."""
+    for flag, field in (("--out", "outputs"), ("--needs", "needs")):
+        _check_paths(flag, fields[field], items)
+    _check_distinct_outputs(fields["outputs"], items)
 
 
 def _check_paths(flag: str, paths: Sequence[str], items: Sequence[str]) -> None:

@@ -240,7 +240,6 @@ def collect_symptoms(
     found = _browse(names, found_interfaces)
     node_id = checkup.node_id if checkup else _node_id(config.paths.state)
     mdns_error = _mdns_error()
-    here = {each.host for one in found_interfaces for each in one.addresses}
     known = _probe_targets(
         found, agent.members, config.seeds, secret, skip=node_id or ""
     )
@@ -255,7 +254,7 @@ def collect_symptoms(
         secret_error=secret_error,
         may_read_secret=may_read,
         node_id=node_id,
-        hosts_with_same_id=_hosts_with_same_id(found, node_id, here),
+        hosts_with_same_id=_hosts_with_same_id(found, node_id, found_interfaces),
         names=names,
         interfaces=found_interfaces,
         mdns_error=mdns_error,
@@ -362,9 +361,10 @@ def _mdns_error() -> OSError | None:
 
 
 def _hosts_with_same_id(
-    found: Iterable[FoundNode], node_id: str | None, here: set[str]
+    found: Iterable[FoundNode], node_id: str | None, interfaces: Iterable[Interface]
 ) -> tuple[str, ...]:
     """Return the other hosts that use this node's id."""
+    here = {each.host for one in interfaces for each in one.addresses}
     places = (
         address.host
         for one in found

@@ -137,13 +137,7 @@ def uninstall(
             is_given=yes,
             arguments="--purge",
         )
-    units = [UNIT]
-    if unit_files.socket_path(scope, context.environ).exists():
-        units.insert(0, SOCKET_UNIT)  # Else a request could start the service again.
-    systemd.systemctl_or_raise("disable", "--now", *units, timeout_s=150.0)
-    for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
-        draft.path.unlink(missing_ok=True)
-    systemd.systemctl_or_raise("daemon-reload")
+    _remove_units(systemd, scope, context, path)
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
     _remove(gone)
     if config.paths.secret in gone:
@@ -296,6 +290,19 @@ def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
     else:
         note(f"✓ {name} is the only node of the mesh {mesh} so far")
     return next((node for node in page.nodes if node.id == agent["node_id"]), None)
+
+
+def _remove_units(
+    systemd: Systemd, scope: Scope, context: CliContext, path: Path
+) -> None:
+    """Stop the service, and delete the files of its units."""
+    units = [UNIT]
+    if unit_files.socket_path(scope, context.environ).exists():
+        units.insert(0, SOCKET_UNIT)  # Else a request could start the service again.
+    systemd.systemctl_or_raise("disable", "--now", *units, timeout_s=150.0)
+    for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
+        draft.path.unlink(missing_ok=True)
+    systemd.systemctl_or_raise("daemon-reload")
 
 
 def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:

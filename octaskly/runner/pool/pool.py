@@ -135,18 +135,13 @@ class Pool:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
         # Copying outputs may take minutes, and no start of a task may wait for it.
         self._capture_threads = ThreadPoolExecutor(2, thread_name_prefix="capture")
-        self._launchers = Launchers(
+        self._launchers = self._make_launchers(
             share_slots(slots, launchers or os.cpu_count() or 1),
             _launcher_settings(workdir, node_name, inherited, archive)
             | {"output_bytes_max": output_bytes_max, "kill_grace_s": kill_grace_s},
-            env=_launcher_environment(os.environ if env is None else env),
+            env=os.environ if env is None else env,
             account=account,
-            task_user_ops=self._task_user_ops,
-            clock=clock,
-            threads=self._threads,
             with_cgroups=with_cgroups,
-            on_messages=self._on_messages,
-            on_exit=self._on_launcher_exit,
         )
         self._attempts: dict[tuple[TaskId, AttemptId], PoolAttempt] = {}
         self.recorder = OutputRecorder(archive, blob_fetcher.blob_store, self._attempts)
@@ -155,6 +150,30 @@ class Pool:
         self._awaiting_files: dict[PoolAttempt, asyncio.TimerHandle] = {}
         self._resources = ResourceAllocator(slots, gpus)
         self._reports, self._sources = ReportQueue(clock, on_ended), SourceHistory()
+
+    def _make_launchers(
+        self,
+        states: Sequence[LauncherState],
+        settings: Mapping[str, object],
+        *,
+        env: Mapping[str, str],
+        account: Account | None,
+        with_cgroups: bool,
+    ) -> Launchers:
+        # Of the agent's environment, tasks get a part; calls need some variables more.
+        env = task_environment(env)
+        return Launchers(
+            states,
+            settings,
+            env={**env, **call_variables(env.get("PATH"))},
+            account=account,
+            task_user_ops=self._task_user_ops,
+            clock=self._clock,
+            threads=self._threads,
+            with_cgroups=with_cgroups,
+            on_messages=self._on_messages,
+            on_exit=self._on_launcher_exit,
+        )
 
     # -- the port --------------------------------------------------------------
 
@@ -565,12 +584,6 @@ class Pool:
 
     def _flush_reports(self) -> None:
         self._reports.flush_or_delay(is_busy=bool(self._waiting))
-
-
-def _launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what tasks get of the agent's environment, and what calls need."""
-    env = task_environment(environ)
-    return {**env, **call_variables(env.get("PATH"))}
 
 
 def _launcher_settings(

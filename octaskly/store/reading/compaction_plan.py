@@ -145,13 +145,11 @@ def plan_compaction(
     part = bytes_max // SPARE_DIVISOR
     # Purging starts above `high` and aims at `low`.
     high, low = bytes_max - part, bytes_max - 2 * part
-    surplus = ended - ask.tasks_max
+    if used > high and _is_purging_log(db, known):
+        return FloorPlanned(None, has_more=True)
+    surplus = max(ended - ask.tasks_max, _surplus_of_streams(db, ended))
     if used > high:
-        if _is_purging_log(db, known):
-            return FloorPlanned(None, has_more=True)
-        share = _count_rows(db) * (used - low) // used + 1
-        surplus = max(surplus, min(share, ended))
-    surplus = max(surplus, _surplus_of_streams(db, ended))
+        surplus = max(surplus, _surplus_of_bytes(db, ended, used, low))
     cut = _scan_oldest(db, floors, ask, ages, surplus, ended)
     marks, has_more = _with_taskless_streams(db, ask, _marks(db, cut, floors, ask))
     retired = _read_retirable(db, ask.stream)
@@ -179,6 +177,11 @@ def _marks(
 def _count_streams(db: sqlite3.Connection) -> int:
     (count,) = db.execute("SELECT count(*) FROM streams").fetchone()
     return int(count)
+
+
+def _surplus_of_bytes(db: sqlite3.Connection, ended: int, used: int, low: int) -> int:
+    """Return how many ended tasks to forget so that the log shrinks to `low` bytes."""
+    return min(_count_rows(db) * (used - low) // used + 1, ended)
 
 
 def _surplus_of_streams(db: sqlite3.Connection, ended: int) -> int:

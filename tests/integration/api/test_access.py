@@ -17,6 +17,7 @@ from aiohttp import web
 
 from octaskly import __version__
 from octaskly.api import HttpTimeouts
+from octaskly.api.security.origin_checks import AllowList
 from octaskly.api.server import connection_limits, listeners, server
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
@@ -319,7 +320,8 @@ async def test_only_an_admin_sees_and_revokes_tokens(
 )
 async def test_allowed_origin_is_reflected(origin: str) -> None:
     """On answers and on errors, with Vary, and never with credentials."""
-    async with api_node(cors_origins=["https://dash.example"]) as node:
+    allowed = AllowList(names=(), origins=["https://dash.example"])
+    async with api_node(allowed=allowed) as node:
         headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
         good = await node.ask("GET", "/health", headers=headers)
         bad = await node.ask("GET", "/nowhere", headers=headers)

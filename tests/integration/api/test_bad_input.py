@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from octaskly.api import HttpTimeouts
+from octaskly.api.security.origin_checks import AllowList
 from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
@@ -184,7 +185,7 @@ async def test_b04_foreign_host(node: ApiNode, host: str, path: str) -> None:
 )
 async def test_b04_own_hosts(host: str) -> None:
     """Loopback in all its forms, and names in the settings."""
-    async with api_node(allow_hosts=["Pi.lan"]) as node:
+    async with api_node(allowed=AllowList(names=["Pi.lan"], origins=())) as node:
         answer = await node.ask("GET", "/health", headers={"Host": host})
 
     assert answer.status == 200, answer
