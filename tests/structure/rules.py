@@ -42,11 +42,11 @@ FOREIGN = {"n_jobs", "effective_n_jobs", "default_n_jobs"}
 
 def folder_sizes(modules: Iterable[Module]) -> Counter[Path]:
     """Return the number of modules in each folder, those of many excepted."""
-    return Counter(
-        module.path.parent
-        for module in modules
-        if not str(module.path.parent).endswith(FOLDERS_OF_MANY)
-    )
+    return Counter(module.path.parent for module in modules if not _is_of_many(module))
+
+
+def _is_of_many(module: Module) -> bool:
+    return str(module.path.parent).endswith(FOLDERS_OF_MANY)
 
 
 def crowded_folders(modules: Iterable[Module]) -> list[str]:
@@ -144,7 +144,10 @@ def large_modules(modules: Iterable[Module]) -> list[str]:
 
 
 def small_modules(modules: dict[str, Module], edges: set[Edge]) -> list[str]:
-    """Return the small modules with one importer, in the same folder."""
+    """Return the small modules with one importer, in the same folder.
+
+    In a folder of many modules with one form, that importer is their list.
+    """
     importers: dict[str, list[Module]] = {}
     for importer, target in edges:
         importers.setdefault(target, []).append(modules[importer])
@@ -152,6 +155,7 @@ def small_modules(modules: dict[str, Module], edges: set[Edge]) -> list[str]:
         f"{name} ({module.lines})"
         for name, module in modules.items()
         if module.lines < MODULE_LINES_SMALL and not module.is_package
+        if not _is_of_many(module)
         if [user.path.parent for user in importers.get(name, [])]
         == [module.path.parent]
     ]

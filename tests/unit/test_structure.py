@@ -307,6 +307,8 @@ def test_small_module_used_only_in_its_folder_is_reported(make: Make) -> None:
             "user.py": "import made.part, made.long, made.shared",
             "other.py": "import made.shared",
             "deep/user.py": "import made.far",
+            "api/routes/tokens.py": "",
+            "api/routes/table.py": "import made.api.routes.tokens",
         }
     )
 

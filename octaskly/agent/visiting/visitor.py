@@ -29,8 +29,7 @@ from octaskly.agent.process_hooks import (
     disable_core_dumps,
 )
 from octaskly.agent.visiting.folder import VisitorFolder
-from octaskly.agent.visiting.live_output import LiveOutput
-from octaskly.agent.visiting.sent_outputs import SentOutputs
+from octaskly.agent.visiting.outputs import LiveOutput, SentOutputs
 from octaskly.config.agent import AgentConfig
 from octaskly.config.paths import Paths
 from octaskly.config.task_account import InheritedSettings, resolve_account

@@ -10,7 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,7 +32,6 @@ from aiohttp import web
 from yarl import URL
 
 from octaskly.api.http import sse
-from octaskly.api.http.address_order import PeerAddresses
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
 from octaskly.api.http.file_sender import LONG_BODY_BYTES, StreamBroken, read_parsed
 from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
@@ -50,6 +56,8 @@ from octaskly.ports import DispatcherView, Gateway
 from octaskly.system.clock import loop_time
 from octaskly.system.long_bodies import LONG_READ_BYTES
 from octaskly.system.tls_transport import TlsTransport
+
+ADDRESS_LISTS_MAX = 256  #: of other nodes, in memory
 
 
 class NodeNotResponding(Exception):
@@ -167,7 +175,7 @@ class HttpNodeClient:
         self._timeouts = timeouts
         self._configure_socket = configure_socket
         self._body_threads = body_threads
-        self._peer_addresses = PeerAddresses()
+        self._peer_addresses = _PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
         #: Sessions with an old certificate; their responses may still arrive.
         self._retired_sessions: list[aiohttp.ClientSession] = []
@@ -448,6 +456,31 @@ class HttpNodeClient:
                 EPOCH_HEADER: f"{epoch.term}/{epoch.node}",
             }
         return self._cached_headers
+
+
+class _PeerAddresses:
+    """The last address of each node that worked.
+
+    An unreachable address costs each request about a second until its timeout, so later
+    requests start with the address that worked.
+    """
+
+    def __init__(self) -> None:
+        self._first_index: dict[tuple[str, ...], int] = {}  #: start index; default 0
+
+    def urls_to_try(self, lan_urls: Sequence[str]) -> Iterator[str]:
+        """Yield the addresses of a node; take the next one if one fails."""
+        urls = tuple(lan_urls)
+        begin = self._first_index.get(urls, 0)
+        for place in (*range(begin, len(urls)), *range(begin)):
+            if place != begin:
+                self._remember_first(urls, place)
+            yield urls[place]
+
+    def _remember_first(self, urls: tuple[str, ...], index: int) -> None:
+        if len(self._first_index) >= ADDRESS_LISTS_MAX:
+            self._first_index.clear()
+        self._first_index[urls] = index
 
 
 def _is_unknown_task(response: aiohttp.ClientResponse, body: bytes) -> bool:

@@ -1,12 +1,22 @@
-"""Outputs of a visitor's attempts: sent to the dispatcher before their end."""
+"""Output of a visitor's attempts, for members: what it prints, and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import quote
 
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.effects import ServeOutput
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.protocol.messages import (
+    OUTPUT_PIECES_MAX,
+    Message,
+    OutputPiece,
+    OutputPieces,
+    ReadOutput,
+)
+from octaskly.core.protocol.visitor_rules import READS_MAX
 from octaskly.errors import OutputNotFound
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.holder_connection import (
@@ -16,7 +26,9 @@ from octaskly.runner.blobs.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.files.capture import OutputReader
+from octaskly.runner.pool.output_recorder import OutputRecorder
 
+_READS_MAX: Final = 2 * READS_MAX  #: at a time; a new dispatcher may ask, too
 PATH: Final = "/internal/v1/visits/outputs"
 TRIES: Final = 10  #: while the dispatcher changes
 BUSY_TRIES: Final = 100  #: while others go first, or this visitor asks too often
@@ -24,8 +36,56 @@ PAUSE_S: Final = 2.0
 CHUNK_BYTES: Final = 1 << 20
 
 
+class LiveOutput:
+    """Answers each `ServeOutput` of the core.
+
+    Args:
+        tasks: Owns the reads.
+        recorder: Reads the output.
+        send: Sends messages to a member.
+    """
+
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        recorder: OutputRecorder,
+        send: Callable[[NodeId, Sequence[Message]], None],
+    ) -> None:
+        self._tasks, self._recorder, self._send = tasks, recorder, send
+        self._reads: set[asyncio.Task[None]] = set()
+
+    def serve(self, effect: ServeOutput) -> None:
+        """Read output and send it."""
+        if len(self._reads) >= _READS_MAX:
+            self._send(effect.peer, (_absent(effect.read),))
+            return
+        work = self._tasks.create_task(self._answer(effect))
+        self._reads.add(work)
+        work.add_done_callback(self._reads.discard)
+
+    async def _answer(self, effect: ServeOutput) -> None:
+        read = effect.read
+        try:
+            chunks, is_complete = await self._recorder.read_output(
+                read.task, read.attempt, read.starts, OUTPUT_PIECES_MAX
+            )
+        except (OutputNotFound, OSError):
+            answer = _absent(read)
+        else:
+            pieces = tuple(OutputPiece(c.stream, c.offset, c.data) for c in chunks)
+            answer = OutputPieces(read.ticket, pieces, is_complete)
+        self._send(effect.peer, (answer,))
+
+    def close(self) -> None:
+        """End all reads."""
+        for read in self._reads:
+            read.cancel()
+
+
 class SentOutputs:
-    """Sends captured outputs; implements `CopiedOutputs`.
+    """Sends captured files to the dispatcher before the attempt ends.
+
+    Implements `CopiedOutputs`.
 
     Args:
         reader: Reads captured outputs.
@@ -73,3 +133,7 @@ class SentOutputs:
 
     def close(self) -> None:
         """Do nothing: what is being sent ends with the sockets of the fetcher."""
+
+
+def _absent(read: ReadOutput) -> OutputPieces:
+    return OutputPieces(read.ticket, (), is_complete=True, is_absent=True)
