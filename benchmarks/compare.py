@@ -27,7 +27,6 @@ from pathlib import Path
 from benchmarks import noop
 from benchmarks.measure import (
     BATCH,
-    children,
     cpu_s,
     exchange,
     occupy,
@@ -113,10 +112,6 @@ def _turns(trees: list[Path], count: int) -> Iterator[list[int]]:
 
 def _agent_cpu_s(agent: Agent) -> float:
     return cpu_s(agent.process.pid)
-
-
-def _launcher_cpu_s(agent: Agent) -> float:
-    return sum(cpu_s(child) for child in children(agent.process.pid))
 
 
 def _latency(folder: Path, trees: list[Path], count: int) -> Round:

@@ -24,7 +24,6 @@ from octaskly.trust.tls import VisitGrant
 
 SCHEME: Final = "octaskly://"
 PLACES_MAX: Final = 32
-TEXT_CHARS_MAX: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,18 +308,6 @@ def identity_of_certificate(certificate: bytes) -> PeerIdentity:
     raise TrustError(f"node {node_id} shows a certificate with another node's id")
 
 
-def node_id_of_certificate(certificate: bytes) -> NodeId:
-    """Return the id of the member that a verified DER certificate belongs to.
-
-    Raises:
-        TrustError: It does not belong to a member.
-    """
-    identity = identity_of_certificate(certificate)
-    if identity.visit_ends_ms is not None:
-        raise TrustError(f"{identity.node} is a visitor, not a member")
-    return identity.node
-
-
 def _alternatives(places: Iterable[str]) -> list[x509.GeneralName]:
     return list(dict.fromkeys(map(subject_alternative, places)))
 

@@ -10,7 +10,6 @@ from playwright.async_api import Page, expect
 
 from tests.support.agents import Agent
 
-VIEWS: Final = ("overview", "tasks", "stream", "arrays", "nodes", "submit")
 SERIOUS: Final = ("serious", "critical")
 SETTLE_MS: Final = 20_000
 FITS: Final = """(settle_ms) => new Promise((tell) => {

@@ -21,7 +21,7 @@ from octaskly.trust import MeshTls, NodeKey, generate_secret
 from octaskly.trust.certificates import (
     CertificateAuthority,
     Decade,
-    node_id_of_certificate,
+    identity_of_certificate,
 )
 from octaskly.trust.mesh_secret import MeshSecret, generate_generation
 from octaskly.trust.tls import ALPN, VisitorTls, member_node_id
@@ -167,14 +167,14 @@ def test_a_member_cannot_use_the_id_of_another() -> None:
     forged = authority.node_certificate(victim.node_id, thief.private.public_key())
 
     with pytest.raises(TrustError, match="another node's id"):
-        node_id_of_certificate(forged.public_bytes(Encoding.DER))
+        identity_of_certificate(forged.public_bytes(Encoding.DER))
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x30\x00", b"x" * 100], ids=len)
 def test_an_invalid_certificate_is_refused(junk: bytes) -> None:
     """The parser's own errors never leak out."""
     with pytest.raises(TrustError):
-        node_id_of_certificate(junk)
+        identity_of_certificate(junk)
 
 
 def test_the_certificate_of_a_listener_is_no_node_certificate() -> None:
@@ -184,7 +184,7 @@ def test_the_certificate_of_a_listener_is_no_node_certificate() -> None:
     certificate = authority.lan_certificate(["a.local"], public)
 
     with pytest.raises(TrustError, match="not a node certificate"):
-        node_id_of_certificate(certificate.public_bytes(Encoding.DER))
+        identity_of_certificate(certificate.public_bytes(Encoding.DER))
 
 
 def people(trust: MeshTls) -> ssl.SSLContext:
