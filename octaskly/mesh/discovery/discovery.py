@@ -181,7 +181,7 @@ class Discovery:
             self._needs_announce.set()
 
     async def close(self) -> None:
-        """Send the mDNS goodbye and close the sockets; takes a quarter of a second."""
+        """Send the mDNS goodbye and close the sockets."""
         self._is_browsing = False
         for task in self._tasks:
             task.cancel()

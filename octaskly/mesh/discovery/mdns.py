@@ -27,7 +27,8 @@ from octaskly.mesh.discovery.interfaces import (
 
 MDNS_PORT = 5353
 OPEN_S = 2.0
-CLOSE_S = 2.0  #: a goodbye takes a quarter of a second
+CLOSE_S = 2.0
+GOODBYE_GAP_S = 0.02  #: between the two goodbyes, of which one may be lost
 RESOLVE_MS = 1500
 
 # Its warnings contain unescaped names from the network. `discovery` logs its own.
@@ -132,8 +133,19 @@ class Mdns:
             await self._zeroconf.async_update_interfaces(interfaces, version)
 
     async def close(self) -> None:
-        """Send the goodbye and close the sockets, within `CLOSE_S`."""
+        """Send the goodbye and close the sockets, within `CLOSE_S`.
+
+        zeroconf would send it for a quarter of a second, which every agent would take
+        longer to stop. It is a hint: peers see the end of this node by their links.
+        """
         self.stop_browsing()
+        zeroconf = self._zeroconf.zeroconf
+        goodbye = zeroconf.generate_unregister_all_services()
+        if goodbye is not None:
+            with contextlib.suppress(ZeroconfError, OSError):
+                zeroconf.async_send(goodbye)
+                await asyncio.sleep(GOODBYE_GAP_S)
+                zeroconf.async_send(goodbye)
         await _close(self._zeroconf)
 
     def _info(self, node: NodeId) -> AsyncServiceInfo:
