@@ -39,6 +39,7 @@ class GarbageCollection:
     def __init__(self) -> None:
         self._seen = 0  #: collections of young objects until the last check
         self._until_full = 0  #: the same until the last full collection
+        self._has_frozen = False
 
     def freeze_startup_objects(self) -> None:
         """Collect once, then exempt all live objects from collection.
@@ -46,7 +47,9 @@ class GarbageCollection:
         They live as long as the process. Objects frozen by an earlier call are
         collected first: a node that moved to another mesh no longer needs them.
         """
-        gc.unfreeze()
+        if self._has_frozen:
+            gc.unfreeze()
+        self._has_frozen = True
         gc.collect()
         gc.freeze()
         gc.set_threshold(YOUNG_OBJECTS_MAX, 1, 1)

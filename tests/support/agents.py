@@ -20,7 +20,10 @@ from octaskly.api.problems import NO_DISPATCHER
 from octaskly.trust import create_secret_file
 from tests.support.fork_server import ForkedProcess, ForkServer
 
-AGENT_MODULES = ("octaskly.cli.agent", "octaskly.agent.lifecycle")
+AGENT_MODULES = (
+    *("octaskly.cli.root", "octaskly.cli.agent"),
+    *("octaskly.agent.main", "octaskly.agent.lifecycle"),
+)
 READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
 DRAIN_S = 1.0  #: for tasks that still run at the end of a test

@@ -13,6 +13,7 @@ that is forked from a server of its own.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -25,6 +26,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
+
+from aiohttp import web
 
 from octaskly.system.build import build_id
 from tests.mesh.netns import enter_as_command, set_namespace
@@ -178,7 +181,11 @@ def serve(path: str, modules: Sequence[str]) -> None:
     """Fork for each request."""
     for module in modules or _modules_of_commands():
         importlib.import_module(module)
-    build_id()  # Each agent would read all source files again.
+    if modules:
+        _prepare_agents()
+    # A collection in each process would copy what it looks at.
+    gc.collect()
+    gc.freeze()
     # No process waits for the child that answers.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
@@ -193,6 +200,17 @@ def serve(path: str, modules: Sequence[str]) -> None:
             _answer(client)
             os._exit(0)
         client.close()
+
+
+def _prepare_agents() -> None:
+    """Do once what each agent would do again: read files, and compile patterns."""
+    from octaskly.api.routes import dashboard, table
+
+    build_id()
+    dashboard.assets()
+    router = web.UrlDispatcher()
+    for route in table.ROUTES:
+        router.add_resource(route.path)
 
 
 def _modules_of_commands() -> list[str]:
