@@ -46,13 +46,14 @@ demo: .venv
 # them in four processes, each with a network of its own: three for those that wait most
 # of the time, and one that computes meanwhile, then helps
 # (`tests/support/xdist_schedule.py`). Behind them come those that want the machine for
-# themselves; no other file is collected then. It says which of these took long, the 500
-# seeds of the simulation among them.
+# themselves, one by one, while the 500 seeds of the simulation take what core time they
+# leave; no other file is collected then. It says which of these took long.
 test: tools
 	@tests/setup-host
+	@$(BIN)/python -m compileall -q -j 0 -x /test_ octaskly tests  # Once, not in each process.
 ifeq ($(shell id -u),0)
 	@$(BIN)/pytest -n 4 --dist loadfile -m 'not soak and not alone' $(PYTEST_FLAGS)
-	@$(BIN)/pytest -m 'alone and not soak' --durations 0 --durations-min 5 $(PYTEST_FLAGS) $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || test $$? -eq 5  # None.
+	@$(BIN)/pytest -n 2 --dist loadfile -m 'alone and not soak' --durations 0 --durations-min 5 $(PYTEST_FLAGS) $$(grep -rl --include='test_*.py' 'mark\.alone' tests) || test $$? -eq 5  # None.
 else
 	@$(BIN)/pytest $(PYTEST_FLAGS)
 endif

@@ -1,9 +1,12 @@
 """Assignment of test files to processes under pytest-xdist, as in `make test`.
 
 Most tests wait: for agents, browsers, shells. Some only compute. So the last process of
-three or more is the quiet one. It runs computing tests first, in the core time that the
+several is the quiet one. It runs computing tests first, in the core time that the
 others leave, and then takes any file. The others take waiting tests first, then the
 computing ones that are left.
+
+Tests that want the machine for themselves have a run of their own, `-n 2 -m alone`. The
+quiet process takes computing tests alone there.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import functools
 import os
 from typing import Final
 
+import pytest
+from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-QUIET_FROM: Final = 3  #: number of processes from which one is quiet
+QUIET_FROM: Final = 2  #: number of processes from which one is quiet
 OWN: Final = os.getpriority(os.PRIO_PROCESS, 0)  #: niceness of the run
 GIVING_WAY: Final = 19  #: the highest
 COMPUTES: Final = (
@@ -72,6 +77,10 @@ def only_computes(name: str) -> bool:
 class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Assigns files, or single tests, each to the process that suits it best."""
 
+    def __init__(self, config: pytest.Config, log: Producer) -> None:
+        super().__init__(config, log)
+        self._are_others_alone = str(config.option.markexpr).startswith("alone")
+
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith(APART):
             return nodeid
@@ -89,7 +98,8 @@ class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist ha
         names = list(self.workqueue)
         if is_quiet(node.gateway.id, self.numnodes):
             quiet = [name for name in names if only_computes(name)]
-            return quiet if quiet or not can_lower_niceness() else names
+            is_over = self._are_others_alone or not can_lower_niceness()
+            return quiet if quiet or is_over else names
         return names
 
 
