@@ -110,11 +110,12 @@ class AllowList:
 
 def cors_headers(origin: str | None) -> dict[str, str]:
     """Return the headers that let a page of an allowed origin read the response."""
-    headers = {"Vary": "Origin"}
-    if origin is not None:
-        headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Expose-Headers"] = RESPONSE_HEADERS
-    return headers
+    if origin is None:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": RESPONSE_HEADERS,
+    }
 
 
 def preflight_headers(origin: str | None, allow: str) -> dict[str, str]:

@@ -18,6 +18,8 @@ from aiohttp import web
 
 from octaskly.api.http import audit_trail
 from octaskly.api.http.handler_types import (
+    DEFAULT_HEADERS,
+    UNCACHED_HEADERS,
     Connection,
     RequestInfo,
     Services,
@@ -72,22 +74,6 @@ class RequestMetrics:
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SERVER_NAME = "octaskly"
-_DEFAULT_HEADERS = {
-    "Server": _SERVER_NAME,
-    # A browser uses the declared content type, runs no foreign script, sends no
-    # referrer to other sites, and lets no page frame the response.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-_UNCACHED_HEADERS = {
-    **_DEFAULT_HEADERS,
-    "Cache-Control": "no-cache, no-store, must-revalidate",
-    "Pragma": "no-cache",
-    "Expires": "0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,12 +146,14 @@ class RequestLifecycle:
             return
         now_s = loop_time()
         seen = connection.request_info or RequestInfo(self._new_id(), now_s)
-        usual = _DEFAULT_HEADERS if "Cache-Control" in headers else _UNCACHED_HEADERS
-        cors = origin_checks.cors_headers(seen.origin)
-        for name, value in itertools.chain(usual.items(), cors.items()):
-            headers.setdefault(name, value)
+        if "Server" not in headers:  # Else `json_response` has added the usual ones.
+            has_own = "Cache-Control" in headers
+            usual = DEFAULT_HEADERS if has_own else UNCACHED_HEADERS
+            for name, value in usual.items():
+                headers.setdefault(name, value)
         headers.update(
             {
+                **origin_checks.cors_headers(seen.origin),
                 "X-Request-ID": seen.id,
                 "X-Response-Time-ms": f"{(now_s - seen.started_s) * 1000:.3f}",
                 **seen.dispatcher_headers,
