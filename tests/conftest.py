@@ -18,6 +18,7 @@ from xdist.remote import Producer
 from tests.mesh.netns import isolate
 from tests.support.agents import forked_starts
 from tests.support.exploration import EXPLORED
+from tests.support.figures import FIGURE
 from tests.support.xdist_schedule import (
     QuietWorkerSchedule,
     only_computes,
@@ -151,13 +152,14 @@ def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how much the tests of small scopes have explored."""
-    counts = [
-        f"{report.nodeid.rpartition('/')[2]}: {text}"
-        for report in terminalreporter.getreports("passed")
-        for name, text in report.user_properties
-        if name == EXPLORED
-    ]
-    if counts:
-        terminalreporter.section("explored in full")
-        terminalreporter.write("\n".join([*sorted(counts), ""]))
+    """Print how much the tests of small scopes explored, and figures of meshes."""
+    for wanted, title in ((EXPLORED, "explored in full"), (FIGURE, "figures")):
+        lines = [
+            f"{report.nodeid.rpartition('/')[2]}: {text}"
+            for report in terminalreporter.getreports("passed")
+            for name, text in report.user_properties
+            if name == wanted
+        ]
+        if lines:
+            terminalreporter.section(title)
+            terminalreporter.write("\n".join([*sorted(lines), ""]))

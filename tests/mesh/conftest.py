@@ -10,7 +10,7 @@ import pytest
 
 from tests.mesh.lab import Lab
 from tests.mesh.netns import missing
-from tests.mesh.scene import FIGURES
+from tests.support.figures import FIGURE, FIGURES
 
 MakeLab = Callable[[int], Lab]
 
@@ -33,19 +33,13 @@ def _may_make_labs() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Record for `make_lab` that its test has failed."""
+    """Record for `make_lab` that its test has failed, and report its figures."""
     report = yield
     if report.when == "call":
         item.stash[HAS_FAILED] = report.failed
+        report.user_properties += [(FIGURE, line) for line in FIGURES]
+        FIGURES.clear()
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures of the cases, also of those that passed."""
-    if FIGURES:
-        terminalreporter.section("fault cases")
-        for line in FIGURES:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -49,14 +49,13 @@ from tests.mesh.invariants import (
 )
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import pids_in, wait_until
+from tests.support.figures import FIGURES
 
 QUIET_S = 90.0  #: seconds after the last fault until everything has ended
 IN_SYNC_S = 30.0  #: seconds until standbys are in sync with the dispatcher
 #: seconds after the last request until connections between nodes are closed
 CLOSED_S = 20.0
 FLOW_S = 45.0  #: seconds until tasks are accepted again
-
-FIGURES: list[str] = []  #: figures of each finished case, for the summary
 
 
 class Scene:

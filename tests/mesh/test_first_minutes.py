@@ -17,8 +17,8 @@ from tests.mesh.conftest import MakeLab
 from tests.mesh.forming import FORM_S
 from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
-from tests.mesh.scene import FIGURES
 from tests.support.agents import soon_s
+from tests.support.figures import FIGURES
 
 pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.timeout(180)]
 
