@@ -23,6 +23,7 @@ from octaskly.core.log.facts import (
     Assigned,
     Decided,
     Entry,
+    Fact,
     Finished,
     Submitted,
     TaskCancelled,
@@ -298,6 +299,14 @@ def _attempt_event(
             # returned this one, the task is not queued again.
             return end_event(record, at_ms)
     return _task_event(record, state, at_ms, attempt)
+
+
+def may_end_array(fact: Fact) -> bool:
+    """Return True if a fact about an array or a member may change how it ends.
+
+    The fact that its webhook was sent does not, for example.
+    """
+    return isinstance(fact, Finished | TaskCancelled | Decided)
 
 
 def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:

@@ -23,6 +23,7 @@ from octaskly.core.change_feed import (
     FeedPosition,
     NodeEvent,
     end_event,
+    may_end_array,
     resume_cursor,
     task_event_of,
 )
@@ -237,13 +238,15 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
         can_resume = cursor.advance_past(entry)
         candidates = [task_event_of(entry, record)]
         array = part.ended_arrays.get(array_of(record.id) or record.id)
-        if array is not None and entry is last[array.record.id]:
+        if array is not None:
             end = end_event(array.record, wall_ms_of(entry.hlc))
-            is_last = entry.hlc >= array.last_change_hlc or not part.has_more
-            if is_last:
-                candidates.append(end)
-            else:
+            if may_end_array(entry.fact):
                 cursor.corrected_ends[end.record.id] = end
+            is_last = entry is last[end.record.id] and (
+                entry.hlc >= array.last_change_hlc or not part.has_more
+            )
+            if is_last and end.record.id in cursor.corrected_ends:
+                candidates.append(end)
         events = [each for each in candidates if each is not None]
         for each in events:
             if each.state.is_final or not record.state.is_final:

@@ -21,7 +21,7 @@ from octaskly.core.change_feed import (
     TaskEvent,
 )
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.log.facts import Entry, Fact, Finished, TaskCancelled
+from octaskly.core.log.facts import Entry, Fact, Finished, Notified, TaskCancelled
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
@@ -432,22 +432,28 @@ async def test_the_end_of_an_array_follows_its_last_member(bench: Bench) -> None
 async def test_the_end_of_an_array_is_sent_once_after_all_of_its_members(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that catches up gets it in several pages."""
-    asked = TaskOptions(array=ArraySpec(count=3))
+    """Whatever a reader has missed, and also once its webhook was sent."""
+    asked = TaskOptions(array=ArraySpec(count=3), notify_url="http://localhost")
     await bench.add(kit.submitted(5, options=asked))
     members = [TaskId(f"{kit.task_id(5)}.{n}") for n in range(3)]
     monkeypatch.setattr(feeds, "READ_ENTRIES_MAX", 2)
 
     async with bench.feed.subscribe(None) as listening:
         (first,) = await listening.next_items()
-    await bench.add(*(replace(kit.finished(5), task=task) for task in members))
-    async with bench.feed.subscribe(place_of(first)) as listening:
-        caught_up = await until(listening, 4)
+        await bench.add(*(replace(kit.finished(5), task=task) for task in members))
+        live = await until(listening, 4)
+        await bench.add(Notified(kit.task_id(5)))
         await bench.add(kit.submitted(6))
-        new = await until(listening, 1)
+        live += await until(listening, 1)
+    async with bench.feed.subscribe(place_of(first)) as listening:
+        caught_up = await until(listening, 5)
 
-    assert shown(caught_up) == [*((task, C) for task in members), (kit.task_id(5), C)]
-    assert shown(new) == [(kit.task_id(6), Q)]
+    assert shown(live) == [
+        *((task, C) for task in members),
+        (kit.task_id(5), C),
+        (kit.task_id(6), Q),
+    ]
+    assert shown(caught_up) == shown(live)
 
 
 async def test_an_array_cancelled_by_force_ends_with_its_last_process(
