@@ -359,9 +359,19 @@ class AgentGateway:
         if self._node.has_copies_of_all(self._clock.now()):
             return
         try:
-            await self.pending_requests.send_request(ev.CopiesRequested)
+            self._require_commits()
+            await self.pending_requests.send_request(
+                ev.CopiesRequested, check=self._require_commits
+            )
+        except StoreFull:
+            return  # What was read is on this disk, and no standby takes it back.
         except OutcomeUnknown as error:
             raise NotDispatcher(str(error)) from None
+
+    def _require_commits(self) -> None:
+        """Raise StoreFull if this disk takes no writes, and there is no standby."""
+        if not self._node.standbys:
+            self._health_checks.require_writable_log()
 
     async def read_display_facts(
         self, records: Sequence[TaskRecord]

@@ -10,6 +10,7 @@ from typing import NoReturn, cast
 
 import pytest
 
+from octaskly.agent.gateway import pending_requests
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.gateway.task_lookup import LocalFiles
@@ -28,6 +29,7 @@ from octaskly.ports import KeptOutput, TaskListPage, TaskParts, TaskQuery
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
+from tests.support.agents import WAIT_S_MAX
 from tests.support.builders import settings
 
 NODE = settings("a").node
@@ -181,3 +183,27 @@ async def test_an_end_is_shown_once_no_failover_can_take_it_back(
     for answer in await asyncio.gather(*waiting):
         shown = answer if isinstance(answer, TaskRecord) else answer.records[0]
         assert shown.state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+async def test_an_end_is_shown_without_standbys_while_the_disk_is_full(
+    gateway: AgentGateway, monkeypatch: pytest.MonkeyPatch, *, fails_first: bool
+) -> None:
+    """No commit can follow, and no failover can take back what is on this disk."""
+    monkeypatch.setattr(pending_requests, "REPLY_CHECK_S", 0.01)
+    failures = ["the disk is full"] if fails_first else []
+    gateway._health_checks = replace(
+        gateway._health_checks, write_failure=lambda: failures[0] if failures else None
+    )
+    gateway.pending_requests._post = lambda _: failures.append("the disk is full")
+    store = cast("LateStore", gateway._store)
+    facts: list[Fact] = [kit.submitted(2), kit.assigned(2), kit.finished(2)]
+    entries = kit.entries(facts, stream=STREAM)
+    store.append_entries(1, entries, ((STREAM, EPOCH),))
+    await store.is_durable.wait()
+    store.reads = 1
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        (shown,) = (await gateway.list_tasks(TaskQuery())).records
+
+    assert shown.state is TaskState.COMPLETED
