@@ -15,6 +15,7 @@ import pytest
 from octaskly.cli.demo.agents import DemoAgent
 from octaskly.core.model.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
 from tests.cli.typed import typed, without_wait_reason
+from tests.support.agents import until
 
 Call = subprocess.CompletedProcess[bytes]
 WAIT_S = 60.0
@@ -314,6 +315,28 @@ def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
 
     assert process.returncode == 1
     assert b"cancelling the rest of task-" in message
+
+
+def test_an_array_that_was_cancelled_elsewhere_is_named(agent: DemoAgent) -> None:
+    """Otherwise it is not clear why the rest did not finish."""
+    running = agent.state.parent / "work" / "running"
+    with subprocess.Popen(
+        words(agent, "map", f"touch {running}; sleep 1000 {{}}", ":::", "9"),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        until(running.exists, "it runs")
+        array = newest(agent)["id"]
+        octaskly(agent, "cancel", "--force", "last")
+        _, message = process.communicate(timeout=WAIT_S)
+
+    assert process.returncode == 1
+    assert message.splitlines()[-3:] == [
+        f"{array} was cancelled",
+        "0 of 1 failed, 1 did not finish",
+        f"to retry them: octaskly map --retry-failed {array}",
+    ]
 
 
 @pytest.mark.soak

@@ -606,6 +606,8 @@ def _print(
         if results.has_gaps:
             return report_gaps("some items printed more than their nodes keep")
         return 0
+    if task.status == "cancelled":
+        note(f"{array} was cancelled")
     _print_unsuccessful(task)
     return EXIT_FAILED
 
