@@ -788,6 +788,7 @@ FIRST: dict[Plant, int] = {
     stop_pulling_early: 11,
     tasks_run_without_their_stdin: 65,
     the_smallest_success_is_shown: 5013,
+    unread_attempts_are_taken_for_lost: 70,
     vector_moves_before_the_last_part: 12,
 }
 """The first seed to try if the usual first ones take a minute to show the bug.

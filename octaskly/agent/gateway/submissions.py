@@ -138,12 +138,13 @@ class QueueQuota:
         if size_bytes:
             await self._check_bytes(size_bytes, subject)
         asking = [draft for draft in drafts if draft.options is not None]
-        webhooks = sum(1 for d in asking if d.options and d.options.notify_url)
-        if webhooks:
-            await self._reserve_webhooks(webhooks, subject)
-        await self._reserve_tasks(
-            len(drafts) - len(asking) + sum(map(_count_tasks, asking))
-        )
+        count = len(drafts)
+        if asking:
+            webhooks = sum(1 for d in asking if d.options and d.options.notify_url)
+            if webhooks:
+                await self._reserve_webhooks(webhooks, subject)
+            count += sum(map(_count_tasks, asking)) - len(asking)
+        await self._reserve_tasks(count)
         if size_bytes:
             before = self._bytes_by_subject.get(subject, 0)
             self._bytes_by_subject[subject] = before + size_bytes

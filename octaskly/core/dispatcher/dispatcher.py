@@ -248,15 +248,23 @@ class Dispatcher:
         )
         # A worker may have reported it already, if it was submitted in another epoch.
         is_single_task = is_single_task and new_specs[0].id not in self._queue.tasks
+        is_queued = False
         if is_single_task and not is_strict:
             spec, lane = new_specs[0], lane_key_of(new_specs[0])
-            if self._queue.lanes.is_lane_empty(lane):
+            if is_queued := self._queue.lanes.is_lane_empty(lane):
                 # It starts while it is committed: that is all the time that an idle
                 # mesh takes. See docs/decisions/0014-start-while-committing.md.
                 self._step.pin_until_durable(self._queue.put_undurable(spec, lane))
+        admit = partial(
+            self._admit,
+            self._step.epoch,
+            new_specs,
+            runnable_specs,
+            is_queued=is_queued,
+        )
         return self._commit_step(
             now,
-            partial(self._admit, self._step.epoch, new_specs, runnable_specs),
+            admit,
             partial(_answer_accepted, event.ticket, tuple(specs), is_strict=is_strict),
         )
 
@@ -266,15 +274,22 @@ class Dispatcher:
         new_specs: Sequence[TaskSpec],
         runnable_specs: Sequence[TaskSpec],
         now: Moment,
+        *,
+        is_queued: bool,
     ) -> list[Effect]:
-        """Queue what was accepted in an epoch, now that it is durable."""
+        """Queue what was accepted in an epoch, now that it is durable.
+
+        `is_queued`: it was queued before, and stayed in memory.
+        """
         self._admission.drop_durable_specs(new_specs)
         if not self.is_active:
             return []
-        if self._step.epoch == epoch:
-            self._queue.admit(runnable_specs)
-        else:
+        if self._step.epoch != epoch:
             self._queue.mark_for_reread()
+        elif is_queued:
+            return []
+        else:
+            self._queue.admit(runnable_specs)
         return self._commit_step(now)
 
     def _refusal(

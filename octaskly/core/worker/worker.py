@@ -140,9 +140,10 @@ class Worker:
             return 0
         if self._mean_ms is None or self._mean_ms > LONG_TASK_MS:
             return self._slots
-        oldest_s = next(iter(self._started_s.values()), self._now_s)
-        if (self._now_s - oldest_s) * 1000 > LONG_TASK_MS:
-            return self._slots
+        if self._started_s:
+            oldest_s = next(iter(self._started_s.values()))
+            if (self._now_s - oldest_s) * 1000 > LONG_TASK_MS:
+                return self._slots
         are_tasks_short = self._mean_ms < SHORT_TASK_MS
         ahead_ms = SHORT_TASK_PREFETCH_MS if are_tasks_short else PREFETCH_MS
         ahead = int(self._slots * ahead_ms / self._mean_ms)
@@ -458,12 +459,10 @@ class Worker:
 
     def _send_unsent(self) -> list[Effect]:
         """Send one message of results that were not sent to this dispatcher."""
-        return self._send_results(
-            next(
-                iter(self._outbox.split_into_messages(self._outbox.unsent_results())),
-                [],
-            )
-        )
+        unsent = self._outbox.unsent_results()
+        if not unsent:
+            return []
+        return self._send_results(next(self._outbox.split_into_messages(unsent)))
 
     def _send_credit_change(self) -> list[Effect]:
         """Send the credit at once if it changes to or from 0."""
