@@ -166,14 +166,10 @@ class ArrayQueue:
         singles = reversed(self._tasks.single_members_of(array).values())
         return any(member.final_state is None for member in singles)
 
-    def is_withdrawn(self, member: TaskId) -> bool:
-        """Return True if the array of a member was just cancelled, or is read again."""
-        array = self._array_of(member)
-        return array is not None and array.stage is Stage.ENDED
-
-    def _array_of(self, member: TaskId) -> QueuedTask | None:
-        array_id = array_of(member)
-        return None if array_id is None else self._tasks.get(array_id)
+    def is_withdrawn(self, array: TaskId) -> bool:
+        """Return True if an array was just cancelled, or is read again."""
+        task = self._tasks.get(array)
+        return task is not None and task.stage is Stage.ENDED
 
     def has_next_member(self, array: QueuedTask) -> bool:
         """Return True if members remain; the first of them is not in memory then."""
@@ -191,7 +187,8 @@ class ArrayQueue:
 
     def remove_member(self, member: TaskId) -> None:
         """Remove a member that got into memory by other means from its array."""
-        array = self._array_of(member)
+        array_id = array_of(member)
+        array = None if array_id is None else self._tasks.get(array_id)
         if array is None or array.remaining is None or array.spec.array is None:
             return
         position = position_of(member, array.spec.array)

@@ -307,7 +307,7 @@ class TaskQueue:
                 self.join(queued, record)
         elif record.state is TaskState.QUEUED:
             array = array_of(record.id)
-            if array is not None and self.array_queue.is_withdrawn(record.id):
+            if array is not None and self.array_queue.is_withdrawn(array):
                 return
             if array is not None and not self.array_queue.knows_failures(array):
                 self._reread_array(array)
