@@ -22,7 +22,7 @@ import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct, json
 
@@ -34,6 +34,7 @@ ROW_BYTES_MAX: Final = 32 << 10  #: of facts; the one that reaches it is the las
 LARGE_BYTES: Final = 4096  #: of a fact; a smaller one shares its row
 
 _heads_decoder: Final = json.Decoder(list[tuple[int, ...]])
+_NO_ROW: Final[tuple[list[Any], int, int]] = ([], 0, 0)  #: no entry has the number 0
 
 
 class StoredEntry(Struct, frozen=True, gc=False):
@@ -61,20 +62,26 @@ class StoredEntry(Struct, frozen=True, gc=False):
 def write_entries(db: sqlite3.Connection, entries: Iterable[StoredEntry]) -> None:
     """Write the entries of one commit as rows, in a transaction.
 
-    The entries of each stream are in their order.
+    The entries of each stream are in their order. They are split at gaps, at facts that
+    have a row to themselves, and by size.
     """
-    streams: dict[StreamId, list[StoredEntry]] = {}
+    rows: list[list[StoredEntry]] = []
+    # By stream: the last row, its next number, and the size of its facts.
+    open_rows: dict[StreamId, tuple[list[StoredEntry], int, int]] = {}
     for entry in entries:
-        of_stream = streams.get(entry.stream)
-        if of_stream is None:
-            of_stream = streams[entry.stream] = []
-        of_stream.append(entry)
-    rows = [
-        _row_of(some)
-        for of_stream in streams.values()
-        for some in _split_in_rows(of_stream)
-    ]
-    bulk.LOG_INSERT.execute(db, rows)
+        stream, seq, facts, size = entry.stream, entry.seq, entry.facts, len(entry.body)
+        if size > LARGE_BYTES or facts > 1:
+            open_rows.pop(stream, None)
+            rows.append([entry])
+            continue
+        row, next_seq, row_bytes = open_rows.get(stream, _NO_ROW)
+        if seq == next_seq and row_bytes < ROW_BYTES_MAX:
+            row.append(entry)
+        else:
+            row, row_bytes = [entry], 0
+            rows.append(row)
+        open_rows[stream] = row, seq + 1, row_bytes + size
+    bulk.LOG_INSERT.execute(db, [_row_of(row) for row in rows])
 
 
 def read_entries(
@@ -165,23 +172,6 @@ def replace_large_body(db: sqlite3.Connection, entry: StoredEntry, body: bytes) 
         "UPDATE log SET body = ?, task_id = NULL WHERE stream = ? AND seq = ?",
         (body, entry.stream, entry.seq),
     )
-
-
-def _split_in_rows(entries: Iterable[StoredEntry]) -> Iterator[list[StoredEntry]]:
-    """Split entries of a stream at gaps, at facts that have a row, and by size."""
-    some: list[StoredEntry] = []
-    size = next_seq = 0
-    for entry in entries:
-        body_bytes, seq, facts = len(entry.body), entry.seq, entry.facts
-        is_large = body_bytes > LARGE_BYTES or facts > 1
-        if some and (is_large or seq != next_seq or size >= ROW_BYTES_MAX):
-            yield some
-            some, size = [], 0
-        some.append(entry)
-        next_seq = seq + facts
-        size += ROW_BYTES_MAX if is_large else body_bytes
-    if some:
-        yield some
 
 
 def _row_of(entries: Sequence[StoredEntry]) -> bulk.Row:
