@@ -317,6 +317,34 @@ def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
     assert b"cancelling the rest of task-" in message
 
 
+def test_logs_of_a_running_array_follow_one_stream(agent: DemoAgent) -> None:
+    """The first member ends while the second one runs."""
+    text = "echo o{}; echo e{} >&2; test {} = 1 || until test -e go; do sleep 0.1; done"
+    array = octaskly(agent, "array", "1-2", text).stdout.decode().strip()
+    with subprocess.Popen(
+        words(agent, "logs", "-f", "--stderr", array),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        (agent.state.parent / "work" / "go").touch()
+        rest, printed = process.stderr.read(), process.stdout.read()
+
+    assert (first, rest, printed) == (b"e1\n", b"e2\n", b"")
+    assert process.returncode == 0
+
+
+def test_an_array_has_no_attempts(agent: DemoAgent) -> None:
+    """Its members have."""
+    array = octaskly(agent, "array", "1-2", "true").stdout.decode().strip()
+    done = octaskly(agent, "logs", "--attempt", "1", array)
+
+    assert done.returncode == 2
+    assert f"name a member of the array {array}" in done.stderr.decode()
+
+
 def test_an_array_that_was_cancelled_elsewhere_is_named(agent: DemoAgent) -> None:
     """Otherwise it is not clear why the rest did not finish."""
     running = agent.state.parent / "work" / "running"

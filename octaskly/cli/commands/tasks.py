@@ -227,12 +227,11 @@ def logs(
             print_json(client.send(rest_calls.task(full, is_exact=False)).body)
             return
         task = client.send_and_decode(rest_calls.task(full), Task)
-        if only_failed and task.array is None:
-            raise click.UsageError(f"--failed is for an array; {full} is a task")
+        _require_log_options_fit(task, attempt, only_failed=only_failed)
         if stream == "stdout" and task.call and is_terminal():
             raise _value_is_no_text(task, ref)
         if follow and task.array is not None and not (only_failed or task.is_final):
-            _print_members(client, task.id, task.array.total)
+            _print_members(client, task.id, task.array.total, stream)
             return
         stream = stream or text_streams(task)
         following = OutputPrinter(
@@ -248,6 +247,18 @@ def logs(
             return
     if not attempt:
         _note_what_is_missing(task, stream)
+
+
+def _require_log_options_fit(
+    task: Task, attempt: int | None, *, only_failed: bool
+) -> None:
+    """Raise UsageError if an option does not fit a task, or an array."""
+    if only_failed and task.array is None:
+        raise click.UsageError(f"--failed is for an array; {task.id} is a task")
+    if attempt and task.array is not None:
+        raise click.UsageError(
+            f"--attempt is for a task; name a member of the array {task.id}"
+        )
 
 
 def _note_what_is_missing(task: Task, stream: str) -> None:
@@ -269,11 +280,13 @@ def _value_is_no_text(task: Task, ref: str) -> UsageProblem:
     )
 
 
-def _print_members(client: Session, array: str, total: int) -> None:
+def _print_members(client: Session, array: str, total: int, stream: str | None) -> None:
     """Print what the members of a running array write, as they end."""
     from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
-    results = ResultPrinter(client, array, items=(), total=total, is_by_number=False)
+    results = ResultPrinter(
+        client, array, items=(), total=total, is_by_number=False, stream=stream
+    )
     results.print_all()
 
 

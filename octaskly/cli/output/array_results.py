@@ -36,6 +36,7 @@ class ResultPrinter:
         items: The items of the members, if known here.
         total: Number of members.
         is_by_number: Print members in array order, not as they end.
+        stream: Only this stream; by default, those that people read.
         on_ended: Is called with each member after its output was printed.
     """
 
@@ -47,12 +48,14 @@ class ResultPrinter:
         items: Sequence[str],
         total: int,
         is_by_number: bool,
+        stream: str | None = None,
         on_ended: Callable[[Task], None] | None = None,
     ) -> None:
         self._client = client
         self._array = array
         self._items = items
         self._is_by_number = is_by_number
+        self._stream = stream
         self._on_ended = on_ended
         self.ended = 0  #: members that were printed, and passed to `on_ended`
         self._failed = 0
@@ -95,7 +98,7 @@ class ResultPrinter:
         self._progress.show(self.ended, self._failed)
 
     def _print_output(self, task: Task) -> None:
-        streams = text_streams(task)
+        streams = self._stream or text_streams(task)
         if task.stdout_truncated or task.stderr_truncated:
             long = OutputPrinter(
                 self._client, task.id, stream=streams, prints_state=False
