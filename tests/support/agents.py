@@ -26,7 +26,7 @@ AGENT_MODULES = (
 )
 READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
-DRAIN_S = 1.0  #: for tasks that still run at the end of a test
+DRAIN_S = 0.3  #: for tasks that still run at the end of a test
 END_S_MAX = 90.0  #: seconds for tasks to end, with many before them
 WAIT_S_MAX = 45.0  #: seconds for changes that take a second or two elsewhere
 TASKS = "/api/v1/tasks"
