@@ -72,17 +72,6 @@ HoldersOf = Callable[[TaskSpec], HoldersByBlob]
 HOLDERS_BYTES = 256  #: of the nodes that have one blob, in a message, roughly
 
 
-def _announce(
-    callback: WhenReplicated | None,
-    ended: AnnounceTaskStates,
-    now: Moment,
-    replicas: int,
-) -> list[Effect]:
-    """Tell who waits for the end of tasks, behind what waited for the copies."""
-    effects = [] if callback is None else callback(now, replicas)
-    return [*effects, ended]
-
-
 def worker_messages(
     epoch: Epoch,
     kills: Mapping[NodeId, Sequence[tuple[TaskId, AttemptId]]],
@@ -516,7 +505,25 @@ class DispatchStep:
             assert callback is not None
             return callback
         ended, self._ended_tasks = tuple(self._ended_tasks), []
-        return partial(_announce, callback, AnnounceTaskStates(ended))
+        return partial(self._announce, self.epoch, AnnounceTaskStates(ended), callback)
+
+    def _announce(
+        self,
+        epoch: Epoch,
+        ended: AnnounceTaskStates,
+        callback: WhenReplicated | None,
+        now: Moment,
+        replicas: int,
+    ) -> list[Effect]:
+        """Tell who waits for the end of tasks, behind what waited for the copies.
+
+        After the epoch, an end that only this disk has is not told: the dispatcher that
+        follows may not know of it, and run the task again.
+        """
+        effects = [] if callback is None else callback(now, replicas)
+        if replicas == 1 and self.epoch != epoch:
+            return effects
+        return [*effects, ended]
 
     def _unpin_later(self, callback: WhenDurable | None) -> WhenDurable:
         """Return what is to be done when the step is durable."""

@@ -71,6 +71,16 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
     assert world.dispatch.outstanding(B) == 0
 
 
+def test_an_end_on_one_disk_only_is_not_announced_after_the_epoch() -> None:
+    """The dispatcher that follows may lack it, and run the task again."""
+    world = dispatcher_running_t(b=1)
+    deliver_results(world.dispatch, B, results_message(), moment())
+
+    world.dispatch.stop_dispatching()
+
+    assert world.commit() == []
+
+
 def test_a_freed_slot_is_filled_in_the_same_step() -> None:
     """The end and the next assignment share a commit; the dispatch does not wait."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
