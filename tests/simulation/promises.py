@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+Outcome = tuple[TaskState, AttemptId | None, int | None]
+"""The state of a task, the shown attempt and its exit code."""
+
+
 class Told(NamedTuple):
     """The end of a task as a node announced it."""
 
-    outcome: tuple[TaskState, AttemptId | None, int | None]
-    """The state, the shown attempt and its exit code."""
+    outcome: Outcome
     node: NodeId
     holders: tuple[tuple[NodeId, int], ...]
-    """The nodes that ran and had an end of the task then, with their lives."""
+    """The nodes that ran and had this end of the task then, with their lives."""
     unread_ends: frozenset[AttemptId]
     """Attempts whose ends were only in logs that had not arrived at the node yet."""
     is_lost: bool

@@ -17,7 +17,7 @@ from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, Epoch, TaskId
 from octaskly.core.model.tasks import Attempt, TaskState
 from tests.simulation.machine import Machine
-from tests.simulation.promises import Told
+from tests.simulation.promises import Outcome, Told
 from tests.simulation.world import World
 
 HEALED_S = 25.0  #: a split may have two dispatchers so long after its end (G6)
@@ -89,17 +89,14 @@ def _check_task(world: World, machine: Machine, task: TaskId) -> None:
 
 def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
     """Return the outcome of an ended task as a node shows it."""
+    outcome = _outcome_of(record)
     holders = tuple(
         (other.id, other.life)
         for other in world.alive()
-        if (held := other.disk.shown(record.id)) is not None and held.state.is_final
+        if (held := other.disk.shown(record.id)) is not None
+        and _outcome_of(held)[:2] == outcome[:2]  # A verdict may come without the end.
     )
     ord_ = 0 if record.spec is None else record.spec.ord
-    attempt = record.deciding_attempt
-    outcome: tuple[TaskState, AttemptId | None, int | None] = (record.state, None, None)
-    if attempt is not None and record.state is not TaskState.CANCELLED:
-        code = None if attempt.outcome is None else attempt.outcome.exit_code
-        outcome = (record.state, attempt.id, code)
     unread = _unread_ends(world, machine, record.id)
     is_lost = any(
         each.id == outcome[1] and _is_presumed(each)
@@ -107,6 +104,15 @@ def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
         if (record.id, each.id) not in world.promises.losses_of_present
     )
     return Told(outcome, machine.id, holders, unread, is_lost, ord_)
+
+
+def _outcome_of(record: TaskRecord) -> Outcome:
+    """Return the state of a task, the attempt that decided it, and its exit code."""
+    attempt = record.deciding_attempt
+    if attempt is None or record.state is TaskState.CANCELLED:
+        return record.state, None, None
+    code = None if attempt.outcome is None else attempt.outcome.exit_code
+    return record.state, attempt.id, code
 
 
 def _unread_ends(world: World, machine: Machine, task: TaskId) -> frozenset[AttemptId]:
