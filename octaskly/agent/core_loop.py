@@ -353,6 +353,8 @@ class CoreLoop(StepLoop[Node]):
         gateway.view.on_published(effect)
         gateway.view.record_epoch_start(self._clock.now(), self.node.last_takeover)
         gateway.waiters.recent.start_epoch(effect.epoch)
+        if not gateway.view.is_serving:
+            gateway.waiters.end_waits()
         gateway.feed.on_roster_published(effect)
         self._on_ended()
 

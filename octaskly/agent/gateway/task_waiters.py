@@ -18,6 +18,7 @@ from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
+from octaskly.errors import NotDispatcher
 
 _ANY_MEMBER = ".*"  #: array name + this: the key of waits for any of its members
 LONG_BYTES = 64 << 10  #: a longer envelope is kept in part only
@@ -31,6 +32,7 @@ class _TaskWait:
     accepts_local_commit: bool  #: facts on this disk count before they are replicated
     has_changed: asyncio.Event = field(default_factory=asyncio.Event)
     facts: list[TaskFact] = field(default_factory=list)
+    is_over: bool = False  #: another node is dispatcher, and knows of later changes
 
 
 class TaskWaiters:
@@ -93,6 +95,17 @@ class TaskWaiters:
             for wait in (*waits.get(name, ()), *waits.get(other, ())):
                 wait.has_changed.set()
 
+    def end_waits(self) -> None:
+        """End the waits of a node that is no longer dispatcher; clients ask the next.
+
+        Those that accept a local commit are short, and their callers confirm ends.
+        """
+        for waits in self._waits.values():
+            for wait in waits:
+                if not wait.accepts_local_commit:
+                    wait.is_over = True
+                    wait.has_changed.set()
+
     def at_hand(self, name: str) -> TaskRecord | None:
         """Return an ended task that is cached; None if it must be read or awaited."""
         cached = self.recent.get(TaskId(name))
@@ -115,6 +128,10 @@ class TaskWaiters:
             is_wanted: Returns True if the task should be returned now.
             accepts_local_commit: Return a state that is on this disk only. A failover
                 may still revoke it, so the caller confirms an end.
+
+        Raises:
+            NotDispatcher: This node stopped being dispatcher, so it may not hear of the
+                end.
         """
         wait, keys = _TaskWait(accepts_local_commit), _wait_keys(name)
         # Register before the first read, so that no change is missed. Applying a fact
@@ -158,19 +175,25 @@ class TaskWaiters:
         if self._persisted_number < number:
             self._unpersisted.append((number, wait, None))
         while self._persisted_number < number:
-            await wait.has_changed.wait()
-            wait.has_changed.clear()
+            await _next_change(wait)
 
     @staticmethod
     async def _next_record(wait: _TaskWait, record: TaskRecord) -> TaskRecord:
         """Return `record` with the facts of its next change."""
-        await wait.has_changed.wait()
-        if record.progress is not None:
-            # Thousands of members may end: do not read the array for each.
-            await asyncio.sleep(ARRAY_POLL_S)
-        wait.has_changed.clear()
+        # Thousands of members may end: do not read the array for each.
+        await _next_change(wait, ARRAY_POLL_S if record.progress is not None else 0.0)
         own = (fact for fact in wait.facts if fact.task == record.id)
         return reduce(merge.apply_fact, own, record)
+
+
+async def _next_change(wait: _TaskWait, more_s: float = 0.0) -> None:
+    """Return after a change, and those that follow it within `more_s`."""
+    await wait.has_changed.wait()
+    if more_s:
+        await asyncio.sleep(more_s)
+    wait.has_changed.clear()
+    if wait.is_over:
+        raise NotDispatcher("this node stopped being dispatcher")
 
 
 def _wait_keys(name: str) -> list[str]:

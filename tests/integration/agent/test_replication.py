@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -132,6 +134,34 @@ def events(agent: Agent) -> list[tuple[str, str | None]]:
         for line in lines
         if line["event"] not in other
     ]
+
+
+def test_a_client_of_a_deposed_dispatcher_hears_of_the_end(
+    trio: Trio, tmp_path: Path
+) -> None:
+    """Its request goes on at the next dispatcher, to which the end is reported."""
+    old, new = trio.dispatcher, trio.others[0]
+    gate = tmp_path / "gate"
+    command = f"until [ -e {gate} ]; do sleep 0.05; done"
+    path = f"{TASKS}/{ask(old, 'POST', TASKS, {'command': command}).body['id']}"
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(ask, old, "GET", f"{path}?wait=60")
+        until(old, path, lambda task: task["status"] == "running")
+        old.process.send_signal(signal.SIGSTOP)
+        try:
+            until(new, "/api/v1/nodes", partial(is_led_by_another, old))
+        finally:
+            old.process.send_signal(signal.SIGCONT)
+        until(old, "/api/v1/nodes", partial(is_led_by_another, old))
+        gate.touch()
+
+        assert asked.result(timeout=30).body["status"] == "completed"
+
+
+def is_led_by_another(old: Agent, body: Any) -> bool:
+    """Return True if a list of nodes has a dispatcher that is not `old`."""
+    heads = [n["id"] for n in body["nodes"] if n["role"] == "dispatcher"]
+    return bool(heads) and old.ready()["node_id"] not in heads
 
 
 def test_no_client_notices_that_the_dispatcher_is_killed(trio: Trio) -> None:

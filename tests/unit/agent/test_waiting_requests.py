@@ -112,6 +112,26 @@ async def test_an_event_of_a_task_with_the_same_name_does_not_end_a_wait() -> No
     assert (ended.name, ended.state) == ("deploy~2", TaskState.COMPLETED)
 
 
+async def test_waits_end_when_another_node_is_dispatcher() -> None:
+    """It hears of the end. What only this node knew may be revoked."""
+    waiters, task = TaskWaiters(), TaskId("task-001-0000000a")
+    end = Finished(task, attempt(), node_id("a"), outcome(), 1)
+    has_read = asyncio.Event()
+
+    async def read() -> TaskRecord:
+        has_read.set()
+        return TaskRecord(id=task)
+
+    ends = waiters.wait_until(task, read, lambda record: record.state.is_final)
+    asked = asyncio.create_task(ends)
+    await has_read.wait()
+    waiters.on_appended([Entry(STREAM, 1, 1, end)], 1)
+    waiters.end_waits()
+
+    with pytest.raises(NotDispatcher):
+        await asked
+
+
 async def test_an_early_answer_is_on_disk() -> None:
     """A second request must not see the older state, that the task is queued.
 
