@@ -12,7 +12,7 @@ import pytest
 from tests.mesh.conftest import MakeLab
 from tests.mesh.faults import lose_log
 from tests.mesh.forming import dispatcher_of, is_formed, nodes
-from tests.mesh.history import Pace
+from tests.mesh.history import Pace, runs
 from tests.mesh.lab import Host
 from tests.mesh.netns import wait_until
 from tests.mesh.scene import FLOW_S, Scene
@@ -114,10 +114,7 @@ def test_f17_task_outlives_the_only_disk_if_a_worker_has_it(
     }
 
     def taken() -> set[str]:
-        listed = dispatcher.http("GET", f"/api/v1/tasks?worker_id={hand.name}").json[
-            "tasks"
-        ]
-        return {task["id"] for task in listed if task["status"] == "running"}
+        return {run.task for run in runs(lab) if run.node == hand.name}
 
     held = wait_until("the worker has one", taken, within_s=FLOW_S)
     scene.kill(dispatcher)
