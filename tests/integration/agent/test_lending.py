@@ -111,7 +111,10 @@ def stored(agent: Agent) -> set[str]:
 def test_a_list_of_files_larger_than_any_store_is_mapped(
     agents: list[Agent], project: Path
 ) -> None:
-    """Each file reaches the node of its task, and makes room for the next."""
+    """Each file reaches the node of its task, and makes room for the next.
+
+    One may have to do so before its task has it; then it is sent once more.
+    """
     names = [f"clip{number}" for number in range(8)]
     for name in names:
         (project / name).write_bytes(os.urandom(LARGE_BYTES))
@@ -127,7 +130,9 @@ def test_a_list_of_files_larger_than_any_store_is_mapped(
     sums = [sha256((project / name).read_bytes()).hexdigest() for name in names]
     expected = [f"{digest}  {name}" for digest, name in zip(sums, names, strict=True)]
     assert done.stdout.splitlines() == expected, done.stderr
-    assert done.stderr.endswith("· 8 files, 24 MB; sent 8 (24 MB)\n"), done.stderr
+    sent = re.fullmatch(r"· 8 files, 24 MB; sent (\d+) \(\d+ MB\)\n", done.stderr)
+    assert sent, done.stderr
+    assert 8 <= int(sent[1]) < 16, done.stderr
 
 
 def octaskly(agent: Agent, *words: str) -> subprocess.CompletedProcess[str]:
