@@ -224,6 +224,8 @@ class HttpNodeClient:
                 )
             except (NotDispatcher, DispatcherUnknown, NotSent):
                 request.info.dispatcher_headers = {}
+                if view.is_self:
+                    budget.exclude_attempt()
             except MaybeSent as error:
                 if not _is_repeatable(request.http_request):
                     raise _unknown_outcome_problem(str(error)) from None
@@ -514,6 +516,11 @@ class _RetryBudget:
     def start_attempt(self) -> None:
         """Record the start of an attempt."""
         self._attempt_started_s = loop_time()
+
+    def exclude_attempt(self) -> None:
+        """Let the last attempt use up no time, as this node was dispatcher itself."""
+        if self._restarts_after_long_attempt:
+            self._deadline_s += loop_time() - self._attempt_started_s
 
     async def wait_before_retry(self) -> None:
         """Wait before the next attempt; raise `Problem` after the deadline."""

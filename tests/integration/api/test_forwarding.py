@@ -740,6 +740,24 @@ async def test_a_node_that_loses_the_role_during_a_request_forwards_it(
     assert len(back.gateway.records) == 1
 
 
+@pytest.mark.slow
+async def test_a_long_poll_of_a_deposed_dispatcher_has_time_to_find_the_next(
+    api_mesh: ApiMesh,
+) -> None:
+    """The time while this node was dispatcher itself does not count."""
+    front = await api_mesh.member("front", BRIEF)
+    front.become_dispatcher()
+    made = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
+    path = f"{TASKS}/{made.json['id']}"
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.9 * BRIEF.dispatcher_wait_s, front.gateway.elect, None)
+    loop.call_later(1.3 * BRIEF.dispatcher_wait_s, front.become_dispatcher, 2)
+
+    answer = await front.api.ask("GET", f"{path}?wait=2", headers=ADMIN)
+
+    assert (answer.status, answer.json["status"]) == (200, "queued")
+
+
 async def _crash_after_request(
     front: Member, back: Member, headers: dict[str, str], method: str = "POST"
 ) -> Answer:
