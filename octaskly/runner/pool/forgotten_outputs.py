@@ -31,6 +31,7 @@ WAKE_PATH: Final = "/internal/v1/forgotten-outputs/wake"
 TOLD_AT_ONCE: Final = 2  #: nodes; each occupies a thread
 ANSWER_S_MAX: Final = 30.0  #: a dispatcher may wait for heartbeats
 PAUSE_S: Final = 1.0  #: at least so long from one look to the next
+RETRY_S: Final = 10.0  #: until the next look after one without an answer
 
 FindForgotten = Callable[[Sequence[KeptOutput]], Awaitable[tuple[Sequence[int], int]]]
 """See `Gateway.find_forgotten`."""
@@ -81,23 +82,28 @@ class ForgottenOutputs:
 
     async def run(self) -> None:
         """Look every `CLEANUP_PERIOD_S`, and when woken, until cancelled."""
+        pause_s = CLEANUP_PERIOD_S
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(CLEANUP_PERIOD_S):
+                async with asyncio.timeout(pause_s):
                     await self._woken.wait()
             self._woken.clear()
             has_news, self._has_news = self._has_news, False
             async with asyncio.TaskGroup() as group:
                 for node in self._other_nodes() if has_news else ():
                     group.create_task(self._wake_node(node))
-                group.create_task(self.delete_forgotten())
+                look = group.create_task(self.delete_forgotten())
+            pause_s = CLEANUP_PERIOD_S if look.result() else RETRY_S
             await asyncio.sleep(PAUSE_S)
 
-    async def delete_forgotten(self) -> None:
-        """Delete what the dispatcher says is forgotten; nothing if it does not say."""
+    async def delete_forgotten(self) -> bool:
+        """Delete what the dispatcher says is forgotten; return False without answer.
+
+        For example, while a node is missing that may know more tasks.
+        """
         kept = await asyncio.to_thread(self._archive.list_ended)
         if not kept:
-            return
+            return True
         with suppress(*_FAILURES):
             answer = await self._ask([])
             asked = [each for each in kept if each.ended_ms <= answer.before_ms]
@@ -106,6 +112,8 @@ class ForgottenOutputs:
                 answer = await self._ask(some)
                 gone = [some[index] for index in answer.forgotten]
                 await asyncio.to_thread(self._archive.delete_ended, gone)
+            return True
+        return False
 
     async def _ask(self, kept: Sequence[KeptOutput]) -> ForgottenIndices:
         """Ask the dispatcher.

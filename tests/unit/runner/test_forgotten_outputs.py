@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,6 +19,7 @@ from octaskly.runner.blobs.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.runner.pool import forgotten_outputs
 from octaskly.runner.pool.forgotten_outputs import (
     ASK_PATH,
     WAKE_PATH,
@@ -162,12 +164,34 @@ async def test_nothing_is_deleted_while_the_dispatcher_cannot_tell(
     dispatcher.failure = failure
     outputs = outputs_of(archive, dispatcher, at)
 
-    await outputs.delete_forgotten()
+    assert not await outputs.delete_forgotten()
     assert archive.outputs == [kept("old")]
 
     dispatcher.failure = None
-    await outputs_of(archive, dispatcher, OTHER).delete_forgotten()
+    assert await outputs_of(archive, dispatcher, OTHER).delete_forgotten()
     assert archive.outputs == []
+
+
+async def test_a_node_asks_again_soon_that_got_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not told of the forgotten tasks again."""
+    monkeypatch.setattr(forgotten_outputs, "PAUSE_S", 0.0)
+    monkeypatch.setattr(forgotten_outputs, "RETRY_S", 0.0)
+    archive, dispatcher = Archive(kept("old")), Dispatcher("old")
+    dispatcher.failure = CatchingUp("a missing node may know more")
+    outputs = outputs_of(archive, dispatcher, ME)
+    looking = asyncio.create_task(outputs.run())
+
+    outputs.wake()
+    while not dispatcher.sizes:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    dispatcher.failure = None
+    async with asyncio.timeout(5):
+        while archive.outputs:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    looking.cancel()
 
 
 @pytest.mark.parametrize(
