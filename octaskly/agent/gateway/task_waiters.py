@@ -130,8 +130,7 @@ class TaskWaiters:
                 may still revoke it, so the caller confirms an end.
 
         Raises:
-            NotDispatcher: This node stopped being dispatcher, so it may not hear of the
-                end.
+            NotDispatcher: This node stopped being dispatcher.
         """
         wait, keys = _TaskWait(accepts_local_commit), _wait_keys(name)
         # Register before the first read, so that no change is missed. Applying a fact
@@ -156,8 +155,6 @@ class TaskWaiters:
                     record = _newest_record(record, await read())
                 elif is_brief:
                     return _newest_record(record, await read())
-                else:
-                    return record
             return record
         finally:
             for key in keys:
