@@ -47,7 +47,7 @@ class GarbageCollection:
         They live as long as the process. Objects frozen by an earlier call are
         collected first: a node that moved to another mesh no longer needs them.
         """
-        if self._has_frozen:
+        if self._has_frozen:  # Objects that a parent process froze stay shared with it.
             gc.unfreeze()
         self._has_frozen = True
         gc.collect()

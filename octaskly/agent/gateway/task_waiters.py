@@ -66,7 +66,7 @@ class TaskWaiters:
                     wait.facts.append(fact)
 
     def _may_be_awaited(self, entry: Entry) -> bool:
-        """Return False for a range if nobody waits for a member of its array."""
+        """Return True, except for a range of members for which nobody waits."""
         fact = entry.fact
         if not isinstance(fact, RANGE_FACTS):
             return True

@@ -361,7 +361,7 @@ class VisitorNode:
         return LeaveReason.IDLE if is_idle else None
 
     def _leave(self, reason: LeaveReason, now: Moment) -> list[Effect]:
-        """Accept no more attempts, and return the present ones to the mesh."""
+        """Stop accepting attempts, and return those that are here to the mesh."""
         if self.leave_reason is not None:
             return []
         self.leave_reason = reason

@@ -133,7 +133,7 @@ class ArrayQueue:
         return self._failures_left[array] < 0
 
     def ignore_failures(self, array: TaskId) -> None:
-        """Count no more failures of an array that was cancelled."""
+        """Stop counting the failures of an array, because it was cancelled."""
         self._set_failures_left(array, math.inf)
 
     def forget_failures(self, array: TaskId) -> None:

@@ -28,7 +28,7 @@ from octaskly.mesh.discovery.interfaces import (
 MDNS_PORT = 5353
 OPEN_S = 2.0
 CLOSE_S = 2.0
-GOODBYE_GAP_S = 0.02  #: between the two goodbyes, of which one may be lost
+GOODBYE_GAP_S = 0.02  #: the goodbye is sent twice, as one may be lost
 RESOLVE_MS = 1500
 
 # Its warnings contain unescaped names from the network. `discovery` logs its own.

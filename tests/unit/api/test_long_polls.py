@@ -93,7 +93,7 @@ async def test_a_long_poll_ends_soon_after_its_dispatcher(
 
 
 async def test_a_dispatcher_that_returns_may_still_answer() -> None:
-    """What must not be repeated waits a little after a change, which may be undone."""
+    """A request that must not be repeated waits a moment for the old dispatcher."""
     seen = view(1)
     polls = LongPolls(lambda: seen)
 

@@ -62,7 +62,7 @@ def test_items_beyond_a_full_batch_stay_due() -> None:
 
 
 def test_threads_pass_all_items_in_order() -> None:
-    """What is due is in the queue, whenever the other thread looks."""
+    """The thread that takes never finds the queue empty while an item is due."""
     queue, numbers = CommitQueue(), range(1, 5001)
     taken: list[int] = []
 

@@ -300,7 +300,7 @@ def test_an_array_cancelled_while_it_is_read_again_starts_no_member() -> None:
 def array_over_at_once(
     failed: int = 0, queued: int = 1, *rest: tuple[int, int]
 ) -> TaskRecord:
-    """Return an array of three members, of which none may fail."""
+    """Return an array of three members with `max_fails` 0."""
     options = TaskOptions(array=ArraySpec(count=3, max_fails=0))
     task = replace(spec(ARRAY, ord=1), options=options)
     progress = ArrayProgress(queued, failed=failed, remaining_runs=rest)
