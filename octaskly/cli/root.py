@@ -303,7 +303,8 @@ def _has_option(name: str, option: str) -> bool:
 
 
 def _takes_command(command: click.Command) -> bool:
-    return command.params[-1].name == "words"
+    last = command.params[-1]
+    return isinstance(last, click.Argument) and last.name == "words"
 
 
 def _words_before_command(ctx: click.Context) -> list[str]:

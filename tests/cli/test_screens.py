@@ -91,6 +91,7 @@ MISTAKES = (
     ["run", "--colour", "ls"],
     ["run", "-la"],
     ["array", "--count", "9", "date"],
+    ["approve", "pi4", "--yes"],
     ["run"],
     ["run", "--", "--in", ".", "make", "-j4"],
     ["array", "1-3", "--", "--timeout", "5", "./sim"],

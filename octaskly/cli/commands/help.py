@@ -11,18 +11,18 @@ from octaskly.cli.output.terminal import print_text
 
 
 @click.command(name="help", epilog="Example: octaskly help run")
-@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.argument("names", nargs=-1, metavar="[COMMAND]...")
 @click.pass_context
-def help_(ctx: click.Context, words: Sequence[str]) -> None:
+def help_(ctx: click.Context, names: Sequence[str]) -> None:
     """Show the help of a command, as `octaskly COMMAND --help` does."""
     shown = ctx.find_root()
-    for word in words:
+    for name in names:
         group = shown.command
         if not isinstance(group, click.Group):
             break
-        name, command, _ = group.resolve_command(shown, [word])
+        full_name, command, _ = group.resolve_command(shown, [name])
         assert command is not None
-        shown = click.Context(command, info_name=name, parent=shown)
+        shown = click.Context(command, info_name=full_name, parent=shown)
     print_text(shown.get_help())
 
 
