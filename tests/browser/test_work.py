@@ -406,13 +406,15 @@ async def test_node_is_drained_and_resumed(page: Page, mesh: list[Agent]) -> Non
 async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) -> None:
     """Outputs by task; what the dialog does, `octaskly forget` does as well."""
     name = mesh[1].state.name
-    task = submit(
-        mesh[0],
-        "head -c 3000000 /dev/zero > big",
-        outputs=["big"],
-        workdir="scratch",
-        requires={"node": name},
-    )
+    draft = {
+        "command": "head -c 3000000 /dev/zero > big",
+        "outputs": ["big"],
+        "workdir": "scratch",
+        "requires": {"node": name},
+    }
+    status, created = mesh[0].call("POST", TASKS, draft, key="a-client")
+    assert status == 201, created
+    task = created["id"]
     finished(mesh[0], task)
     await show(page, "nodes")
     await page.get_by_role("link", name=name).press("Enter")
@@ -427,6 +429,8 @@ async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) 
     await expect(dialog).to_contain_text("octaskly forget --older-than 7d")
     await dialog.get_by_role("button", name="Forget them").press("Enter")
     await expect(page.get_by_text("0 tasks forgotten")).to_be_visible()
+    await row.get_by_role("link", name=task, exact=True).press("Enter")
+    await expect(page.get_by_role("heading", name=task)).to_be_visible()
 
 
 async def test_files_that_travelled_are_shown_in_the_stream(

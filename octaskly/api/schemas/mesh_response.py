@@ -11,7 +11,7 @@ from octaskly.api.problems import timestamp
 from octaskly.api.schemas.task_response import at
 from octaskly.config.units import host_and_port
 from octaskly.core.change_feed import NodeEvent
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import Health, MeshStats, ReplicationState, StorageUsage
@@ -45,7 +45,7 @@ def storage(
             bytes=item.size_bytes,
             files=item.file_count,
             sha256=item.sha256,
-            task=item.task,
+            task=item.task and task_name(TaskId(item.task)),
             kept_until=timestamp(int(item.kept_until_s * 1000)),
         )
         for item in usage.items[offset : offset + limit]

@@ -194,7 +194,7 @@ function Details({ task }) {
     ["Retries", task.retries ? `up to ${task.retries}, after ${task.retry_on.map((cause) => (typeof cause === "number" ? `exit code ${cause}` : cause)).join(" or ")}` : ""],
     ["After", task.after?.length > 0 && html`${links(task.after)}${AFTER[task.on] ?? ""}`],
     ["Retry of", task.retry_of && links([task.retry_of])],
-    ["Folder", task.cwd ?? (task.workdir === "scratch" ? "scratch (new and empty)" : "")],
+    ["Folder", task.cwd ?? (task.workdir === "scratch" ? "scratch (new)" : "")],
     ["Environment", pairs(task.env).length > 0 && html`<details><summary>${plural(pairs(task.env).length, "variable")}</summary>
       <pre class="env">${pairs(task.env).map(([name, value]) => `${name}=${value}`).join("\n")}</pre></details>`],
     ["Stdin", task.stdin_file ? "an uploaded file" : task.stdin_bytes && !task.call ? size(task.stdin_bytes) + (task.stdin_freed ? ", deleted" : "") : ""],
