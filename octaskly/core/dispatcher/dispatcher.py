@@ -35,7 +35,6 @@ from octaskly.core.events import (
 )
 from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import lane_key_of
 from octaskly.core.model.ids import (
     NO_EPOCH,
     AttemptId,
@@ -243,25 +242,13 @@ class Dispatcher:
         runnable_specs = [spec for spec in new_specs if not spec.has_dependencies]
         if len(runnable_specs) < len(new_specs):
             self._dependencies.note_waiting_tasks()
-        is_single_task = (
-            len(new_specs) == len(runnable_specs) == 1 and new_specs[0].array is None
-        )
-        # A worker may have reported it already, if it was submitted in another epoch.
-        is_single_task = is_single_task and new_specs[0].id not in self._queue.tasks
-        is_queued = False
-        if is_single_task and not is_strict:
-            spec, lane = new_specs[0], lane_key_of(new_specs[0])
-            if is_queued := self._queue.lanes.is_lane_empty(lane):
-                # It starts while it is committed: that is all the time that an idle
-                # mesh takes. See docs/decisions/0014-start-while-committing.md.
-                self._step.pin_until_durable(self._queue.put_undurable(spec, lane))
-        admit = partial(
-            self._admit,
-            self._step.epoch,
-            new_specs,
-            runnable_specs,
-            is_queued=is_queued,
-        )
+        if not is_strict and len(new_specs) == 1:
+            # It starts while it is committed: that is all the time that an idle mesh
+            # takes. See docs/decisions/0014-start-while-committing.md.
+            task = self._queue.admit_undurable(new_specs[0])
+            if task is not None:
+                self._step.pin_until_durable(task)
+        admit = partial(self._admit, self._step.epoch, new_specs, runnable_specs)
         return self._commit_step(
             now,
             admit,
@@ -274,22 +261,15 @@ class Dispatcher:
         new_specs: Sequence[TaskSpec],
         runnable_specs: Sequence[TaskSpec],
         now: Moment,
-        *,
-        is_queued: bool,
     ) -> list[Effect]:
-        """Queue what was accepted in an epoch, now that it is durable.
-
-        `is_queued`: it was queued before, and stayed in memory.
-        """
+        """Queue what was accepted in an epoch, now that it is durable."""
         self._admission.drop_durable_specs(new_specs)
         if not self.is_active:
             return []
         if self._step.epoch != epoch:
             self._queue.mark_for_reread()
-        elif is_queued:
-            return []
-        else:
-            self._queue.admit(runnable_specs)
+        elif not self._queue.admit(runnable_specs) and runnable_specs:
+            return []  # There is nothing to do: it was queued while it was committed.
         return self._commit_step(now)
 
     def _refusal(

@@ -59,15 +59,6 @@ WAITING_STAGES = (
 )  #: no worker holds it, and it has not ended
 
 
-NEXT_STAGES: Final[tuple[tuple[Stage, ...], ...]] = (
-    (Stage.QUEUED, Stage.LIVE, Stage.ENDED, Stage.BACKING_OFF),  # QUEUED
-    (Stage.QUEUED, Stage.LIVE, Stage.ENDED, Stage.BACKING_OFF),  # LIVE
-    (Stage.ENDED,),  # ENDED
-    (Stage.QUEUED, Stage.LIVE, Stage.ENDED),  # BACKING_OFF
-)
-"""The stages that may follow each; any other would be a broken invariant."""
-
-
 class QueuedTask(Struct, eq=False, gc=False):
     """A task in the dispatcher's memory, with all that is known of it."""
 

@@ -31,7 +31,7 @@ from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord, later_priority
-from octaskly.core.model.arrays import array_of
+from octaskly.core.model.arrays import array_of, lane_key_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
@@ -45,11 +45,7 @@ from octaskly.core.scheduling.array_queue import (
 from octaskly.core.scheduling.live_ranges import LiveRange
 from octaskly.core.scheduling.pending_reads import PendingReads, Read
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
-from octaskly.core.scheduling.queued_task import (
-    NEXT_STAGES,
-    QueuedTask,
-    Stage,
-)
+from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
 from octaskly.core.scheduling.turns import Turns, release
 
@@ -335,12 +331,31 @@ class TaskQueue:
 
     # --- Stages of tasks.
 
-    def admit(self, specs: Iterable[TaskSpec]) -> None:
-        """Queue tasks that became durable, or leave them in the store for later."""
-        has_grown = False
+    def admit_undurable(self, spec: TaskSpec) -> QueuedTask | None:
+        """Queue a task that is being committed; None if it has to wait for that.
+
+        Nothing may wait before it. The caller must `pin_until_durable` it.
+        """
+        # A worker may have reported it already, if it was submitted in another epoch.
+        if spec.array is not None or spec.has_dependencies or spec.id in self.tasks:
+            return None
+        lane = lane_key_of(spec)
+        if not self.lanes.is_lane_empty(lane):
+            return None
+        task = QueuedTask(TaskRecord(spec.id, spec), lane=lane)
+        self._enqueue(task)
+        return task
+
+    def admit(self, specs: Iterable[TaskSpec]) -> bool:
+        """Queue tasks that became durable, or leave them in the store for later.
+
+        Return False if all of them were in memory already.
+        """
+        has_new = has_grown = False
         for spec in specs:
             if spec.id in self.tasks:
-                continue  # A read returned it before the commit was reported.
+                continue  # It was queued while it was committed, or read since.
+            has_new = True
             # A forgotten array may have had the same id.
             self.array_queue.forget_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
@@ -352,6 +367,7 @@ class TaskQueue:
                 has_grown = True
         if has_grown:
             self._trim_lanes()
+        return has_new
 
     def admit_records(self, records: Iterable[TaskRecord]) -> None:
         """Queue single tasks that wait, or leave them in the store for later."""
@@ -390,15 +406,6 @@ class TaskQueue:
         if is_queued and task.ord != before:
             self._leave_lane(task)
             self._enqueue(task)
-
-    def put_undurable(self, spec: TaskSpec, lane: LaneKey) -> QueuedTask:
-        """Queue a task that is not durable in its lane.
-
-        The caller must `pin_until_durable` it.
-        """
-        task = QueuedTask(TaskRecord(spec.id, spec), lane=lane)
-        self._enqueue(task)
-        return task
 
     def first_in_lane(self, lane: Lane) -> QueuedTask | None:
         """Return the task of a lane whose turn is next, if any worker may run it."""
@@ -573,7 +580,7 @@ class TaskQueue:
     def _move_to(self, stage: Stage, task: QueuedTask) -> None:
         """Change the stage of a task, and update counts and lanes."""
         before = task.stage
-        assert stage in NEXT_STAGES[before], f"{task.spec.id}: {before.name} to {stage}"
+        assert before is not Stage.ENDED or stage is before, "it has ended"
         if before is Stage.QUEUED:
             self._leave_lane(task)
         elif before is Stage.LIVE:
