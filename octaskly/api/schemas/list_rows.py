@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.api.schemas import arrays, task_response
-from octaskly.api.schemas.task_response import LiveFacts
+from octaskly.api.schemas.task_response import JSON_CHAR_BYTES, LiveFacts
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import LISTED_COMMAND_CHARS, TaskListPage, TaskQuery
@@ -86,7 +86,8 @@ def cut_text(text: str, bytes_max: int) -> str:
     """Return the longest start of a text whose JSON has at most so many bytes."""
     text = text[:bytes_max]
     low, high = 0, len(text)
-    if _json_bytes(text) <= bytes_max:
+    # Most texts are short, so they need no encoding to be measured.
+    if high * JSON_CHAR_BYTES <= bytes_max or _json_bytes(text) <= bytes_max:
         return text
     while low < high:
         middle = (low + high + 1) // 2

@@ -109,15 +109,15 @@ def _line(
     ran = (_span(record) if is_ended_array else None) or outcome
     duration_ms, waited_ms, cpu_s, peak_mb, started_at, ended_at = _times(ran, spec)
     facts = live.by_task.get(record.id, _UNKNOWN)
-    same = ("", record.name)
+    name, short_id = record.name, facts.short_id
     elapsed_ms = None
     if state is TaskState.RUNNING and facts.started_ms is not None:
         started_at = at(facts.started_ms)
         # The clock of an earlier dispatcher may have been ahead.
         elapsed_ms = max(0, live.now_ms - facts.started_ms)
     return rest.TaskLine(
-        id=record.name,
-        short_id=msgspec.UNSET if facts.short_id in same else facts.short_id,
+        id=name,
+        short_id=short_id if short_id and short_id != name else msgspec.UNSET,
         command=spec.command if spec else None,
         status=state,
         worker_id=names.get(attempt.node, attempt.node) if attempt else None,

@@ -11,7 +11,7 @@ from octaskly.core.model.hlc import wall_ms_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import DisplayFacts, MemberFailure
-from octaskly.store.reading.short_ids import shortest_id
+from octaskly.store.reading.short_ids import shortest_ids
 from octaskly.store.tables import arrays, member_ranges, rows
 from octaskly.store.tables.arrays import ArrayMembers
 
@@ -28,13 +28,12 @@ def read_display_facts(
         db, [r.id for r in records if r.progress or r.state is TaskState.RUNNING]
     )
     members = arrays.read_members(db, (key for key, _ in found.values()))
-    return {
-        record.id: DisplayFacts(
-            shortest_id(db, record.id, record.occurrence),
-            *_activity(db, record, found.get(record.id), members),
-        )
-        for record in records
-    }
+    facts: dict[TaskId, DisplayFacts] = {}
+    for record, short_id in zip(records, shortest_ids(db, records), strict=True):
+        row = found.get(record.id)
+        activity = () if row is None else _activity(db, record, *row, members)
+        facts[record.id] = DisplayFacts(short_id, *activity)
+    return facts
 
 
 def _read_rows(
@@ -57,13 +56,14 @@ def _read_rows(
 def _activity(
     db: sqlite3.Connection,
     record: TaskRecord,
-    row: tuple[int, int] | None,
+    key: int,
+    hlc: int,
     members: dict[int, ArrayMembers],
 ) -> tuple[int | None, MemberFailure | None]:
-    """Return the start of running work, and the first failed member."""
-    if row is None:
-        return None, None
-    key, hlc = row
+    """Return the start of running work, and the first failed member.
+
+    `key` and `hlc` are the key and the timestamp of the latest fact.
+    """
     is_running = record.state is TaskState.RUNNING
     counted = members.get(key)
     if counted is None:

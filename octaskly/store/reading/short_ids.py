@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.store.tables import rows, task_name_collisions
@@ -88,48 +89,84 @@ def _ids_with_derived_number(db: sqlite3.Connection, number: int) -> list[rows.R
     return found[:2]
 
 
-def shortest_id(db: sqlite3.Connection, task: TaskId, occurrence: int = 1) -> str:
-    """Return the shortest text that `names_with_short_id` finds this task with.
+def shortest_ids(db: sqlite3.Connection, records: Sequence[TaskRecord]) -> list[str]:
+    """Return the shortest text that `names_with_short_id` finds each task with.
 
     The number of a member follows the short id of its array. A task with a name that
     its client chose has only this name.
     """
-    if (place := split_member_id(task)) is not None:
-        return f"{shortest_id(db, place[0], occurrence)}.{place[1]}"
-    name = task_name(task, occurrence)
-    sequence = rows.sequence_of(task)
-    if sequence is None or occurrence > 1:
-        return name
-    if sequence < _START:
-        is_unique = len(names_with_sequence(db, sequence)) == 1
-        return str(sequence) if is_unique else name
-    digits = name[-_ID_DIGITS:]
-    shared = 0
-    for near, order in (("<", "DESC"), (">", "ASC")):
-        found = db.execute(
-            "SELECT sequence FROM tasks INDEXED BY tasks_sequence WHERE sequence"  # noqa: S608
-            f" IS NOT NULL AND sequence {near} ? ORDER BY sequence {order} LIMIT 1",
-            (sequence,),
-        ).fetchone()
-        if found is not None and found[0] >= _START:
-            shared = max(shared, _shared_digits(digits, f"{found[0] - _START:08x}"))
-    if _are_shared(db, sequence):
-        return name
+    places = [split_member_id(record.id) for record in records]
+    named = [
+        record.id if place is None else place[0]
+        for record, place in zip(records, places, strict=True)
+    ]
+    sequences = {task: rows.sequence_of(task) for task in named}
+    known = [sequence for sequence in sequences.values() if sequence is not None]
+    shared = _read_shared(db, known)
+    near = _read_nearest(db, [each for each in known if each >= _START])
+    short_ids: list[str] = []
+    for record, task, place in zip(records, named, places, strict=True):
+        sequence, occurrence = sequences[task], record.occurrence
+        if sequence is None or occurrence > 1 or sequence in shared:
+            text = task_name(task, occurrence)
+        elif sequence < _START:
+            text = str(sequence)
+        else:
+            text = _shortest_digits(sequence, near[sequence]) or task_name(task)
+        short_ids.append(text if place is None else f"{text}.{place[1]}")
+    return short_ids
+
+
+def _read_shared(db: sqlite3.Connection, sequences: Sequence[int]) -> set[int]:
+    """Return the numbers and digits that several tasks have."""
+    shared: set[int] = set()
+    for some in rows.split_for_parameters(sequences):
+        shared.update(
+            sequence
+            for (sequence,) in db.execute(
+                "SELECT sequence FROM tasks INDEXED BY tasks_sequence"  # noqa: S608
+                f" WHERE sequence IS NOT NULL AND sequence IN"
+                f" ({rows.placeholders(len(some))})"
+                " GROUP BY sequence HAVING count(*) > 1",
+                some,
+            )
+        )
+    return shared
+
+
+def _read_nearest(
+    db: sqlite3.Connection, sequences: Sequence[int]
+) -> dict[int, list[int]]:
+    """Return the digits before and after each of these, as stored."""
+    near: dict[int, list[int]] = {}
+    for some in rows.split_for_parameters(sequences):
+        for mine, *found in db.execute(
+            f"WITH given (mine) AS (VALUES {', '.join(['(?)'] * len(some))})"  # noqa: S608
+            " SELECT mine, (SELECT max(sequence) FROM tasks INDEXED BY tasks_sequence"
+            f" WHERE sequence IS NOT NULL AND sequence BETWEEN {_START} AND mine - 1),"
+            " (SELECT min(sequence) FROM tasks INDEXED BY tasks_sequence"
+            " WHERE sequence IS NOT NULL AND sequence > mine) FROM given",
+            some,
+        ):
+            near[mine] = [each for each in found if each is not None]
+    return near
+
+
+def _shortest_digits(sequence: int, near: Iterable[int]) -> str | None:
+    """Return the digits that tell a task from its nearest ones; None: all are needed.
+
+    Digits without a letter may be the number of another task, now or later.
+    """
+    digits = _digits_of(sequence)
+    shared = max((_shared_digits(digits, _digits_of(each)) for each in near), default=0)
     for length in range(max(DIGITS_MIN, shared + 1), _ID_DIGITS + 1):
-        # Digits without a letter may be the number of another task, now or later.
         if _LETTER.search(digits[:length]):
             return digits[:length]
-    return name
+    return None
 
 
-def _are_shared(db: sqlite3.Connection, sequence: int) -> bool:
-    """Return True if several tasks have these digits."""
-    found = db.execute(
-        "SELECT 1 FROM tasks INDEXED BY tasks_sequence"
-        " WHERE sequence IS NOT NULL AND sequence = ? LIMIT 2",
-        (sequence,),
-    ).fetchall()
-    return len(found) > 1
+def _digits_of(sequence: int) -> str:
+    return f"{sequence - _START:0{_ID_DIGITS}x}"
 
 
 def _shared_digits(mine: str, other: str) -> int:
