@@ -333,12 +333,13 @@ def test_a_file_that_no_node_has_room_for_is_refused_before_it_is_hashed(
 def test_a_name_that_is_not_utf8_is_refused(
     api: Api, octaskly: Run, project: Path
 ) -> None:
-    """Other machines could not name it."""
-    Path(os.fsdecode(b"src/caf\xe9")).write_text("")
+    """Other machines could not name it. A literal backslash is doubled."""
+    Path(os.fsdecode(b"src/caf\xe9\\udce9")).write_text("")
 
     done = octaskly("run", "--in", "src", "--", "true")
 
-    assert done.stderr == b"error: the name 'src/caf\\udce9' is not UTF-8\n"
+    name = rb"'src/caf\xe9\\udce9'"
+    assert done.stderr == b"error: the name %s is not UTF-8\n" % name
     assert (done.returncode, api.requests) == (125, [])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def test_map_yields_results_in_order(client: octaskly.Client) -> None:
 
     ended = list(client.map("printf %s {}", items, requires={"os": "linux"}))
 
-    assert [(task.item, task.stdout) for task in ended] == [
-        (str(item), str(item)) for item in items
+    assert [(task.item, task.command, task.stdout) for task in ended] == [
+        (item, f"printf %s {shlex.quote(item)}", item) for item in map(str, items)
     ]
 
 

@@ -402,17 +402,21 @@ def _times(outcome: Outcome | None, spec: TaskSpec | None) -> _Times:
 
 
 def _span(record: TaskRecord) -> Outcome | None:
-    """Return an outcome from the first start to the last end of an array's members."""
+    """Return an outcome from the first start to the last end of an array's members.
+
+    Members that were lost with their workers have an end without a start.
+    """
     progress = record.progress
-    if progress is None or progress.started_ms is None or progress.ended_ms is None:
+    if progress is None or progress.ended_ms is None:
         return None
+    started_ms, ended_ms = progress.started_ms, progress.ended_ms
     return Outcome(
         state=AttemptState.OK,
         reason=EndReason.EXIT,
-        started_ms=progress.started_ms,
-        ended_ms=progress.ended_ms,
+        started_ms=started_ms,
+        ended_ms=ended_ms,
         # The clocks of several machines may differ, so the result may be negative.
-        duration_ms=max(0, progress.ended_ms - progress.started_ms),
+        duration_ms=None if started_ms is None else max(0, ended_ms - started_ms),
     )
 
 

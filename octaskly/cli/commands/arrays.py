@@ -145,7 +145,7 @@ def _check(items: Sequence[str]) -> None:
             size_bytes = len(item.encode())
         except UnicodeEncodeError:
             raise click.UsageError(
-                f"item {number} is not UTF-8 text: {item[:40]!a}"
+                f"item {number} is not UTF-8 text: {item[:40]!r}"
             ) from None
         if size_bytes > ITEM_BYTES_MAX:
             what = f"item {number} has {size_bytes} bytes"

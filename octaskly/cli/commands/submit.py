@@ -71,7 +71,7 @@ def make_draft(command: str, fields: DraftFields) -> Draft:
     """
     for text in (command, *strings_in(fields)):
         if not _is_utf8(text):
-            raise click.UsageError(f"{text!a} is not UTF-8 text")
+            raise click.UsageError(f"{text!r} is not UTF-8 text")
     return Draft(command=command, **fields)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import http
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -50,6 +51,12 @@ EXIT_CANCELLED = 130  #: 128 + SIGINT
 
 JSON_VERSION = 1
 """Version of the `--json` output: raised if a key is removed or changes meaning."""
+
+_SURROGATE = re.compile(r"\\\\|\\udc([89a-f][0-9a-f])|[\udc80-\udcff]")
+"""A byte that is not UTF-8, as Python has it in a text, or in the `repr` of a text.
+
+There each other backslash is doubled.
+"""
 
 COMPLETED_LACKING = "completed ✗"
 """State in a list of a completed task without a declared output, as `run` marks it."""
@@ -200,7 +207,16 @@ def print_error(
     if cause:
         lines.append(f"  cause: {_indent_continuation(cause)}")
     lines += [f"  hint: {hint}" for hint in hints]
-    _print_stderr(Styled("error:", fg="red", is_bold=True), "\n".join(lines))
+    text = _SURROGATE.sub(_byte_of, "\n".join(lines))
+    _print_stderr(Styled("error:", fg="red", is_bold=True), text)
+
+
+def _byte_of(found: re.Match[str]) -> str:
+    r"""Return `\xe9` for a byte that is not UTF-8; backslashes stay doubled."""
+    if found[0] == r"\\":
+        return found[0]
+    byte = found[1] or f"{ord(found[0]) - 0xDC00:02x}"
+    return rf"\x{byte}"
 
 
 def note(text: str) -> None:

@@ -26,6 +26,7 @@ from octaskly.client.flows.tasks import (
     DraftWithFiles,
     attach_nothing,
 )
+from octaskly.core.model.placeholders import fill_placeholders
 from octaskly.rest.client_types import Task, sent_with, with_sent
 from octaskly.rest.tasks import Members
 
@@ -103,6 +104,7 @@ def map_(
                 ordered=ordered,
                 deadline=deadline,
                 items=first.items,
+                command=command,
             )
             yield from first.finish()
             under_way.popleft()
@@ -157,8 +159,13 @@ def results(
     ordered: bool,
     deadline: Deadline,
     items: Sequence[str] = (),
+    command: str = "",
 ) -> EmittingFlow[Task]:
-    """Emit each member of an array once, in array order or as it ends."""
+    """Emit each member of an array once, in array order or as it ends.
+
+    Results have neither item nor command: members get theirs if `items` has all items
+    and `command` is the command of the array.
+    """
     path = rest_calls.resource_path(rest_calls.ARRAYS, ref_of(array), "results")
     seen = _PositionSet()
     ended = 0
@@ -182,8 +189,9 @@ def results(
             task = msgspec.convert(event.data, Task)
             ended += task.status != "cancelled"
             if items:
-                item = items[event.data["position"]]
-                task = msgspec.structs.replace(task, item=item)
+                item = items[position := event.data["position"]]
+                own = fill_placeholders(command, item, position, is_quoted=True)
+                task = msgspec.structs.replace(task, item=item, command=own)
             yield Emit(with_sent(task, sent_with(array)))
 
 

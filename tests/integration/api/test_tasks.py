@@ -413,6 +413,21 @@ async def test_a_short_id_in_a_query_lists_its_candidates(node: ApiNode) -> None
     assert (await node.ask("GET", f"{TASKS}/1", headers=VIEWER)).status == 404
 
 
+async def test_array_that_was_lost_with_its_workers_has_an_end(node: ApiNode) -> None:
+    """No member of it is known to have started."""
+    array = TaskId("task-001-00000001")
+    spec = TaskSpec(
+        array, "run {}", options=TaskOptions(array=ArraySpec(count=2, first=1))
+    )
+    progress = ArrayProgress(failed=2, ended_ms=NOW_MS)
+    node.gateway.records[array] = TaskRecord(array, spec, progress=progress)
+
+    shown = (await node.ask("GET", f"{TASKS}/{array}", headers=VIEWER)).json
+
+    assert (shown["started_at"], shown["duration_ms"]) == (None, None)
+    assert shown["completed_at"] == "2026-02-06T12:00:00Z"
+
+
 async def test_running_work_shows_its_start_and_its_progress(node: ApiNode) -> None:
     """Also the rate and the remaining time of an array, and its first failure."""
     task = await node.submit()
