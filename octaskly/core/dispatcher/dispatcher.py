@@ -489,9 +489,8 @@ class Dispatcher:
         moved = [r for r in records if r.reprioritized is not None]
         self._queue.admit_records(moved)
         self.reconciler.announce_repeated(tasks)
-        answers = self._task_changes.answer_array_cancels(tasks, records)
-        requests, unknown = self._task_changes.take_waiting(tasks, records)
-        effects = [*answers, *unknown, *self._commit_step(now)]
+        requests, answers = self._task_changes.take_read(tasks, records)
+        effects = answers + self._commit_step(now)
         for request in requests:
             effects += self.on_cancel_requested(request, now)
         return effects + self._wait_for_copies(now)

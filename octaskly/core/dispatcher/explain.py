@@ -194,7 +194,10 @@ class Explainer:
         now: Moment,
     ) -> TaskExplanation:
         """Say what keeps a task from each node, and what comes before it."""
-        rejections = tuple(self._rejection(task, member, now) for member in members)
+        rejections = tuple(
+            NodeRejection(m.id, m.name, m.state, (*self._reasons(task, m, now),))
+            for m in members
+        )
         summary = self._obstacle(task, members, rejections, now)
         is_obstructed = summary is not None
         ahead: tuple[QueuedAhead, ...] = ()
@@ -279,13 +282,7 @@ class Explainer:
             return None
         return _describe_unavailable(members, requires, now)
 
-    def _rejection(
-        self, task: QueuedTask, member: RosterEntry, now: Moment
-    ) -> NodeRejection:
-        reasons = tuple(self._rejection_reasons(task, member, now))
-        return NodeRejection(member.id, member.name, member.state, reasons)
-
-    def _rejection_reasons(
+    def _reasons(
         self, task: QueuedTask, member: RosterEntry, now: Moment
     ) -> Iterator[RejectionReason]:
         requires = task.requires or NO_REQUIREMENTS
@@ -472,7 +469,8 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
     elif record.state is TaskState.FAILED and outcome is not None:
         if outcome.reason is EndReason.INPUTS:
             return f"it failed: {outcome.detail}"
-        how = f": {_describe_outcome(outcome)}"
+        end = outcome.reason, outcome.exit_code, outcome.signal, outcome.detail
+        how = f": {end_text(*end)}"
     elif record.state is TaskState.COMPLETED and outcome is not None:
         how = _describe_lacks(outcome)
     return f"it {_END_VERBS[record.state]}{where}{how}"
@@ -504,10 +502,6 @@ def _describe_lacks(outcome: Outcome) -> str:
     more = len(lacking) - OUTPUTS_SHOWN_MAX
     shown = ", ".join(lacking[:OUTPUTS_SHOWN_MAX])
     return f"; it did not make {shown}{f' and {more} more' if more > 0 else ''}"
-
-
-def _describe_outcome(outcome: Outcome) -> str:
-    return end_text(outcome.reason, outcome.exit_code, outcome.signal, outcome.detail)
 
 
 _END_VERBS = {

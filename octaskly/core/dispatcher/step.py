@@ -177,7 +177,6 @@ class DispatchStep:
         """Start empty; workers get nothing before they attach."""
         self.epoch, self.stream = epoch, stream
         self.is_assigning = True
-        self.pool.detach_all()
         return self.queue.start_reading(epoch.term)
 
     def close_epoch(self) -> None:
@@ -185,7 +184,7 @@ class DispatchStep:
         self.epoch = NO_EPOCH
         self.is_assigning = False
         self.pool.detach_all()
-        self.matcher.clear_reservation()
+        self.matcher.reservation = None
         self.queue.clear_queue()
         self.locality.clear_epoch()
 

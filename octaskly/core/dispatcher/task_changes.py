@@ -151,51 +151,37 @@ class TaskChanges:
         self._queue.read_afresh(event.task)
         return self._commit_step(now, None, None)
 
-    def answer_array_cancels(
-        self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
-    ) -> list[Effect]:
-        """Answer the cancels of arrays among `tasks`, which the store has answered.
-
-        An array that has ended otherwise than by a cancel had ended before it.
-        """
-        if not self._array_cancels:
-            return []
-        read = {record.id: record.state for record in records}
-        answers: list[Effect] = []
-        for task in tasks:
-            state = read.get(task)
-            was_done = state is TaskState.CANCELLED or not (state and state.is_final)
-            shown = TaskState.CANCELLED if was_done or state is None else state
-            reply = (
-                NotDispatching()
-                if state is None
-                else CancelResult(task, shown, was_done)
-            )
-            answers += [Answer(t, reply) for t in self._array_cancels.pop(task, ())]
-        return answers
-
     def add_waiting(self, event: CancelRequested) -> None:
         """Let a request wait until its task has been read."""
         self._waiting.setdefault(event.task, []).append(event)
 
-    def take_waiting(
+    def take_read(
         self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
     ) -> tuple[list[CancelRequested], list[Effect]]:
         """Return the requests that waited for a read of these tasks, as it found them.
 
-        Also returns the answers to those about tasks that are not in the store.
+        Also returns the answers to the cancels of arrays, and about tasks that are not
+        in the store. An array that has ended otherwise than by a cancel had ended
+        before it.
         """
-        if not self._waiting:
-            return [], []
-        read = {record.id: record for record in records}
         requests: list[CancelRequested] = []
         answers: list[Effect] = []
+        if not self._waiting and not self._array_cancels:
+            return requests, answers
+        read = {record.id: record for record in records}
         for task in tasks:
-            for event in self._waiting.pop(task, ()):
-                if (record := read.get(task)) is not None:
-                    requests.append(_as_read(event, record))
-                else:
-                    answers.append(Answer(event.ticket, NotDispatching()))
+            waiting = self._waiting.pop(task, [])
+            tickets = self._array_cancels.pop(task, [])
+            record = read.get(task)
+            if record is None:
+                tickets += [event.ticket for event in waiting]
+                answers += [Answer(ticket, NotDispatching()) for ticket in tickets]
+                continue
+            requests += [_as_read(event, record) for event in waiting]
+            was_done = not record.state.is_final or record.state is TaskState.CANCELLED
+            state = TaskState.CANCELLED if was_done else record.state
+            done = CancelResult(task, state, was_done)
+            answers += [Answer(ticket, done) for ticket in tickets]
         return requests, answers
 
     def drop_requests(self) -> list[Effect]:

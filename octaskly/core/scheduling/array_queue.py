@@ -144,10 +144,6 @@ class ArrayQueue:
         """Return True if failures of an array are counted, and may be too many."""
         return self._failures_left.get(array, math.inf) < math.inf
 
-    def clear_arrays(self) -> None:
-        """Drop all arrays at the end of an epoch."""
-        self._failures_left.clear()
-
     def has_unended_members(self, array: TaskId) -> bool:
         """Return True if a member of an array in hand has not ended or not begun.
 

@@ -235,10 +235,6 @@ class LiveRanges:
     def __contains__(self, live: LiveRange) -> bool:
         return any(live is other for other in self.of_array(live.spec.id))
 
-    def clear(self) -> None:
-        """Remove all ranges."""
-        self._by_array.clear()
-
     def add(self, live: LiveRange) -> None:
         """Add a range."""
         insort(self._by_array.setdefault(live.spec.id, []), live, key=_number_of)

@@ -65,11 +65,6 @@ class Holdings:
         self.remove(node, list(self._keys.get(node, ())))
         self._keys.pop(node, None)
 
-    def clear(self) -> None:
-        """Remove everything."""
-        self._nodes.clear()
-        self._keys.clear()
-
     def nodes_with(self, key: int) -> Collection[NodeId]:
         """Return the nodes that have a blob."""
         return self._nodes.get(key, {}).keys()
@@ -114,7 +109,7 @@ class Locality:
 
     def clear_epoch(self) -> None:
         """Drop what workers report again to the next dispatcher."""
-        self.holdings.clear()
+        self.holdings = Holdings()
 
     def add_tree(self, sha256: str, sizes: TreeSizes) -> None:
         """Add the sizes of a tree; the oldest trees make room."""

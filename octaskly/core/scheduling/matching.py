@@ -48,10 +48,6 @@ class Matcher:
         self._locality = locality
         self.reservation: Reservation | None = None
 
-    def clear_reservation(self) -> None:
-        """Drop the reservation, if any."""
-        self.reservation = None
-
     def reserved_from(
         self, task: QueuedTask, lane: LaneKey | None
     ) -> tuple[NodeId, ...]:

@@ -54,10 +54,6 @@ class PendingReads:
         """Note that a read is answered; return its number, None if of another epoch."""
         return self._numbers.pop(read, None) if term == self.term else None
 
-    def clear_reads(self) -> None:
-        """Forget all reads at the end of an epoch; their answers are not expected."""
-        self._numbers.clear()
-
     def overtake(self, tasks: Iterable[TaskId]) -> None:
         """Note that ends of these tasks came with the log of another node."""
         for task in tasks if self._numbers else ():

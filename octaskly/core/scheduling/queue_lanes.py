@@ -310,14 +310,6 @@ class Lanes:
             task.lane = lane_key_of(task.spec)
         return self._lanes.get(task.lane) or self._open_lane(task.lane, task.requires)
 
-    def clear_lanes(self) -> None:
-        """Drop all lanes at the end of an epoch."""
-        self._lanes.clear()
-        self._constrained_count = 0
-        self._reading = None
-        self.needs_restart = self._are_keys_known = False
-        self._has_unopened = self._has_runnable_unopened = self._has_skipped = False
-
     def restart(self, kept_tasks: Iterable[QueuedTask]) -> None:
         """Read the queue again from its front; `kept_tasks` stay in memory."""
         for lane in self._lanes.values():

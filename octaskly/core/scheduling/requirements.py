@@ -131,47 +131,34 @@ def why_none_meets(
     nodes = [node for node in nodes if meets_requirements(node, may_visit, wall_ms)]
     if not nodes:
         return "only visitors are here, and the task may run on none of them"
-    for part in _single_requirements(requires):
+    for part, text in _single_requirements(requires, nodes):
         part = replace(part, visitors=requires.visitors)
         if not any(meets_requirements(node, part, wall_ms) for node in nodes):
-            return _describe_unmet(part, nodes)
+            return text
     return "no node meets all requirements"
 
 
-def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
-    """Yield each requirement by itself."""
-    for label in requires.labels:
-        yield Requirements(labels=(label,))
-    yield Requirements(node=requires.node)
-    yield Requirements(os=requires.os)
-    yield Requirements(arch=requires.arch)
-    yield Requirements(python=requires.python)
-    yield Requirements(cpus=requires.cpus)
-    yield Requirements(memory_mb=requires.memory_mb)
-    yield Requirements(gpus=requires.gpus)
-
-
-def _describe_unmet(part: Requirements, nodes: Sequence[NodeInfo | RosterEntry]) -> str:
-    """Return a text that no node meets this requirement, with the closest node."""
-    simple = (
-        (part.node, f"no node is called {part.node}"),
-        (part.os, f"no node runs {part.os}"),
-        (part.arch, f"no node is {part.arch}"),
-        (part.python, f"no node has Python {part.python} for calls"),
-    )
-    if part.labels:
-        return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"
-    for is_asked, text in simple:
-        if is_asked:
-            return text
-    if part.memory_mb:
-        most = max(nodes, key=lambda node: node.memory_mb)
-        nearest = f"largest is {most.memory_mb} MB ({most.name})"
-        return f"no node has {part.memory_mb} MB of memory; {nearest}"
-    if part.cpus:
-        most = max(nodes, key=lambda node: node.slots)
-        return f"no node has {part.cpus} CPUs; largest is {most.slots} ({most.name})"
+def _single_requirements(
+    requires: Requirements, nodes: Sequence[NodeInfo | RosterEntry]
+) -> Iterator[tuple[Requirements, str]]:
+    """Yield each requirement by itself, with a text that none of the nodes meets it."""
+    node, os, arch, python = requires.node, requires.os, requires.arch, requires.python
+    for name, value in requires.labels:
+        part = Requirements(labels=((name, value),))
+        yield part, f"no node has label {name}={value}"
+    yield Requirements(node=node), f"no node is called {node}"
+    yield Requirements(os=os), f"no node runs {os}"
+    yield Requirements(arch=arch), f"no node is {arch}"
+    yield Requirements(python=python), f"no node has Python {python} for calls"
+    cpus, memory_mb, gpus = requires.cpus, requires.memory_mb, requires.gpus
+    most = max(nodes, key=lambda node: node.slots)
+    largest = f"largest is {most.slots} ({most.name})"
+    yield Requirements(cpus=cpus), f"no node has {cpus} CPUs; {largest}"
+    most = max(nodes, key=lambda node: node.memory_mb)
+    largest = f"largest is {most.memory_mb} MB ({most.name})"
+    text = f"no node has {memory_mb} MB of memory; {largest}"
+    yield Requirements(memory_mb=memory_mb), text
     most = max(nodes, key=lambda node: len(node.gpus))
-    if not most.gpus:
-        return "no node has a GPU"
-    return f"no node has {part.gpus} GPUs; largest is {len(most.gpus)} ({most.name})"
+    largest = f"largest is {len(most.gpus)} ({most.name})"
+    text = f"no node has {gpus} GPUs; {largest}"
+    yield Requirements(gpus=gpus), text if most.gpus else "no node has a GPU"

@@ -63,12 +63,20 @@ class TaskQueue:
     def __init__(
         self, limits: Limits, can_run: Callable[[Requirements], bool] = lambda _: True
     ) -> None:
-        self._window_tasks = limits.window_tasks
-        self._read_rows = limits.load_tasks
+        self._limits = limits
+        self._can_run = can_run
+        self.ended_counts = dict.fromkeys(TaskState, 0)
+        """Number of tasks and members that ended here since the start, by state."""
+        self.is_reading_paused = False
+        """Pauses reads while other nodes may hold newer facts than this node's disk."""
+        self.clear_queue()
+
+    def clear_queue(self) -> None:
+        """Start with no tasks, at the end of an epoch too."""
         self.tasks = TaskTable()
         self.array_queue = ArrayQueue(self.tasks)
         self.turns = Turns()
-        self.lanes = Lanes(limits, self.turns, can_run)
+        self.lanes = Lanes(self._limits, self.turns, self._can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self.reads = PendingReads()
         self._shadows: deque[tuple[int, QueuedTask | LiveRange]] = deque()
@@ -77,40 +85,19 @@ class TaskQueue:
         """Queued tasks and arrays whose stdin was freed."""
         # To find its first key, a plain dict would scan all deleted entries before it.
         self._recent_finals: OrderedDict[TaskId, TaskState] = OrderedDict()
-        self.ended_counts = dict.fromkeys(TaskState, 0)
-        """Number of tasks and members that ended here since the start, by state."""
         self._lookups: dict[TaskId, None] = {}
         """Tasks to read by id."""
         self._are_lookups_first = False  #: before the lanes are read again
         self._looked_up: tuple[TaskId, ...] = ()
         """Tasks that the pending read by id answers for."""
-        self.is_reading_paused = False
-        """Pauses reads while other nodes may hold newer facts than this node's disk."""
         self._needs_live_read = False
         self._live_key: int | None = None
         """Key up to which live tasks were read; None: all were."""
 
     # --- The lanes and the store.
 
-    def clear_queue(self) -> None:
-        """Drop all tasks at the end of an epoch."""
-        self.tasks.clear()
-        self.lanes.clear_lanes()
-        self.turns.clear_turns()
-        self._excluding_tasks.clear()
-        self._shadows.clear()
-        self._missing_ends.clear()
-        self._recent_finals.clear()
-        self._lookups.clear()
-        self._are_lookups_first = False
-        self.reads.clear_reads()
-        self.array_queue.clear_arrays()
-        self._needs_live_read = False
-        self._live_key = None
-
     def start_reading(self, term: int) -> list[Effect]:
         """Start an epoch: read the front of the queue and all live tasks."""
-        self.clear_queue()
         self.reads.term = term
         self.mark_for_reread()
         return self.next_reads()
@@ -232,7 +219,7 @@ class TaskQueue:
         return [*effects, load]
 
     def _read_by_id(self) -> LoadTasks:
-        tasks = tuple(islice(self._lookups, self._read_rows))
+        tasks = tuple(islice(self._lookups, self._limits.load_tasks))
         for task in tasks:
             del self._lookups[task]
         self._looked_up = tasks
@@ -246,7 +233,7 @@ class TaskQueue:
         if self._live_key is None:
             self._needs_live_read, self._live_key = False, 0
         self.reads.start(Read.LIVE)
-        return [LoadLive(self.reads.term, self._live_key, self._read_rows)]
+        return [LoadLive(self.reads.term, self._live_key, self._limits.load_tasks)]
 
     @property
     def has_read_live(self) -> bool:
@@ -634,7 +621,7 @@ class TaskQueue:
 
     def _note_final(self, task_id: TaskId, final: TaskState) -> None:
         self._recent_finals[task_id] = final
-        if len(self._recent_finals) > self._window_tasks:
+        if len(self._recent_finals) > self._limits.window_tasks:
             self._recent_finals.popitem(last=False)
 
 

@@ -98,15 +98,6 @@ class TaskTable:
             if not members:
                 del self._members[task.array]
 
-    def clear(self) -> None:
-        """Remove all tasks."""
-        self._tasks.clear()
-        self._waiting.clear()
-        self._members.clear()
-        self.ranges.clear()
-        self._held.clear()
-        self._changed.clear()
-
     def note_stage(self, task: QueuedTask) -> None:
         """Note the current stage of a task in the table."""
         if task.stage in WAITING_STAGES:

@@ -117,10 +117,6 @@ class Turns:
     def __init__(self) -> None:
         self._submitters: _Level[str, Submitter] = _Level(Submitter)
 
-    def clear_turns(self) -> None:
-        """Drop all shares at the end of an epoch."""
-        self._submitters = _Level(Submitter)
-
     def join(self, flow: FlowKey) -> Shares:
         """Return the shares of a submitter and of its flow, to which tasks come."""
         submitter = self._submitters.join(flow[0])

@@ -417,6 +417,7 @@ def test_an_answer_of_an_earlier_epoch_is_not_taken_for_one_of_this() -> None:
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 7))
     run_all(tasks)
     assert tasks.next_reads() == [LoadQueued(1, (BAND | 4) - 1, 2, LANE)]
+    tasks.clear_queue()
     tasks.start_reading(2)
     tasks.on_queued_answer(
         QueuedLoaded(2, (), has_more=False, other_lanes=((LANE, None),))
