@@ -93,7 +93,7 @@ class FailoverModel(DispatcherModel):
         stream = StreamId(self._dice.randrange(1000, 9000) * 10_000 + self.term)
         self.journal.open_stream(stream)
         if is_held:
-            self.dispatch.reconciler.delay_read(self.now)
+            self.dispatch.reconciler.await_logs(self.now)
         self.perform(
             self.dispatch.start_dispatching(Epoch(self.term, self.me), stream, self.now)
         )

@@ -319,7 +319,7 @@ def reattach_reports_are_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def new_dispatcher_trusts_its_own_log(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher trusts its own log before it has asked other nodes."""
-    patch.setattr(Reconciler, "delay_read", lambda *_: None)
+    patch.setattr(Reconciler, "await_logs", lambda *_: None)
 
 
 def catch_up_is_cut_short(patch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ log shows which, once it holds all entries of the nodes in the mesh.
 So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, and up to
 `CATCH_UP_S_MAX` while nodes respond. It presumes an attempt lost only after the
 reattach window. Both times start again with each part of a log that is asked for or
-arrives, for at most `LOG_WAIT_S_MAX`. A worker refuses orders of old epochs: see
-`core.worker.worker`.
+arrives, for at most `LOG_WAIT_S_MAX`. So do they when a node with other entries
+reattaches later: a part of its log may bring a task whose end is in another part. A
+worker refuses orders of old epochs: see `core.worker.worker`.
 
 An end in another node's log has a verdict of an earlier epoch, or none. Once all logs
 are read, this epoch writes the verdict again, and only then is the end announced. So no
@@ -37,7 +38,7 @@ CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond, but send no entries
 LOG_WAIT_S_MAX = 30.0
 """Longest wait for the logs of other nodes, even if parts of them still arrive.
 
-Meanwhile no queued task of an earlier epoch starts, so a snapshot of gigabytes, which
+Meanwhile only queued tasks that are in memory start, so a snapshot of gigabytes, which
 takes longer, is not awaited to its end.
 """
 LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
@@ -95,23 +96,17 @@ class Reconciler:
         self._repeats_left = REPEATS_MAX
         self._set_timer()
 
-    def delay_read(self, now: Moment) -> None:
-        """Pause reads until `trust_log`, for a time: others may have newer ends."""
-        self._queue.is_reading_paused = True
-        self.await_logs(now)
-        self._delay_read(now)
-
     def await_logs(self, now: Moment) -> None:
-        """Presume no attempt lost until `trust_log`, as long as for an absent worker.
+        """Pause reads, and presume no attempt lost, until `trust_log`, for a time.
 
-        A node here has entries that this log lacks, perhaps with the ends of attempts
-        that its worker does not list.
+        A node here has entries that this log lacks, perhaps with the ends of queued
+        tasks, or of attempts that its worker does not list.
         """
         if not self.is_log_behind:
             self.is_log_behind = True
             self._repeats_left = REPEATS_MAX
             self._log_wait_end_s = now.mono_s + LOG_WAIT_S_MAX
-            self._start_times(now)
+        self._start_times(now)
 
     def extend_waits(self, progress: int, now: Moment) -> None:
         """Wait longer for other logs: a node that has more entries has responded.
@@ -131,9 +126,10 @@ class Reconciler:
     def _start_times(self, now: Moment) -> None:
         """Start both waits for logs afresh, because their exchange has progressed."""
         end_s, now_s = self._log_wait_end_s, now.mono_s
+        self._queue.is_reading_paused = True
         self._read_delay_end_s = min(now_s + CATCH_UP_S_MAX, end_s)
         self._log_awaited_until_s = min(now_s + self._reattach_s, end_s)
-        self._set_timer()
+        self._delay_read(now)
 
     def _delay_read(self, now: Moment) -> None:
         if self._queue.is_reading_paused:

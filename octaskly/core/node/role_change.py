@@ -81,7 +81,7 @@ class DispatcherRole:
             self.election.loss.dispatcher,
         )
         if not self.not_found_rule.has_read_all:
-            self.dispatcher.reconciler.delay_read(now)
+            self.dispatcher.reconciler.await_logs(now)
         effects = self.dispatcher.start_dispatching(epoch, stream, now)
         # Register connected nodes before their `Reattach` arrives. Otherwise a task
         # that must fail fast would be refused at first.

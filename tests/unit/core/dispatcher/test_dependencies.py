@@ -158,7 +158,7 @@ def test_a_running_task_is_not_cancelled_for_its_parent() -> None:
 def test_the_store_is_not_asked_during_a_queue_read() -> None:
     """The read may show that a dependent task has run, and how it ended."""
     world = DispatcherWithJournal()
-    world.dispatch.reconciler.delay_read(moment())
+    world.dispatch.reconciler.await_logs(moment())
 
     assert world.dispatch.start_dispatching(epoch(), STREAM, moment()) == []
 

@@ -143,7 +143,7 @@ def test_an_answer_waits_for_ends_from_another_log_for_a_bounded_time() -> None:
     world.dispatch.reconciler.await_logs(moment())
     world.dispatch.on_ended_elsewhere((T,), moment())
     world.dispatch.on_copies_requested(5, moment())
-    world.dispatch.reconciler.extend_waits(1, moment(4))
+    world.dispatch.reconciler.extend_waits(1, moment(4.75))
 
     assert world.timers.next_at() == moment(5).mono_s
     assert world.dispatch.on_time(moment(5)) == [Answer(5, Copied(1))]

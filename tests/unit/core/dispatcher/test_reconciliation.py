@@ -310,7 +310,7 @@ def test_a_worker_that_leaves_in_the_adopt_window_has_its_own_time() -> None:
 def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
     """Return a dispatcher that has read its log, while peers hold more entries."""
     world = DispatcherWithJournal()
-    world.dispatch.reconciler.delay_read(moment())
+    world.dispatch.reconciler.await_logs(moment())
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
@@ -328,7 +328,7 @@ def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
 def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
     """It may know that a queued task has started; three seconds are enough."""
     world = DispatcherWithJournal()
-    world.dispatch.reconciler.delay_read(moment())
+    world.dispatch.reconciler.await_logs(moment())
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for tenths in range(30):
         assert world.dispatch.on_time(moment(tenths / 10)) == []
@@ -346,7 +346,7 @@ def test_logs_are_awaited_while_parts_arrive_for_a_bounded_time() -> None:
     """A slow log is read to its end, but one of gigabytes must not stop the queue."""
     world = DispatcherWithJournal()
     reconciler = world.dispatch.reconciler
-    reconciler.delay_read(moment())
+    reconciler.await_logs(moment())
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     for tenths in range(10 * int(LOG_WAIT_S_MAX)):
         assert world.dispatch.on_time(moment(tenths / 10)) == []
@@ -378,6 +378,27 @@ def test_an_absent_worker_is_awaited_while_a_log_may_have_its_ends() -> None:
     effects = world.dispatch.on_time(moment(9))
 
     assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
+
+
+def test_tasks_of_another_log_are_read_once_all_logs_are() -> None:
+    """A part of a log may bring a task whose end is in a later part."""
+    world = dispatcher_with()
+    world.dispatch.reconciler.await_logs(moment(LATE))
+
+    assert world.dispatch.on_remote_entries(moment(LATE)) == []
+    assert world.dispatch.on_log_read(moment(LATE)) == [
+        LoadLive(1, 0, 1000),
+        LoadQueued(1, -1, 1000),
+    ]
+
+
+def test_a_log_that_goes_on_after_a_silence_is_awaited_again() -> None:
+    """Each part may bring a task whose end is in a later one."""
+    world = behind()
+    world.dispatch.reconciler.extend_waits(1, moment(1))
+
+    assert world.dispatch.on_remote_entries(moment(1)) == []
+    assert LoadLive(1, 0, 1000) in world.dispatch.on_time(moment(1.5))
 
 
 def test_an_end_from_another_log_is_read_once_all_logs_are() -> None:

@@ -529,13 +529,13 @@ def test_no_attempt_is_lost_while_the_log_of_its_worker_arrives() -> None:
     facts: tuple[Fact, ...] = (Assigned(spec.id, attempt.id, PEER), end)
     entries = tuple(Entry(there, n, n, fact) for n, fact in enumerate(facts, 1))
     writers = ((there, Epoch(1, PEER)),)
-    effects = shell.hear(Entries(entries, writers, False, ((there, 2),)))
+    shell.hear(Entries(entries, writers, False, ((there, 2),)))
+    effects = shell.hear(Entries((), (), False, ((there, 2),)))
     assert of(LoadTasks, effects) == [LoadTasks(1, (spec.id,))]
-    shell.hear(Entries((), (), False, ((there, 2),)))
+    assert of(LoadLive, effects) == [LoadLive(1, 0, 1000)]
     record = TaskRecord(spec.id, spec, attempts=(attempt_of(end),))
     effects = shell.feed(TasksLoaded(1, (spec.id,), (record,)))
 
-    assert of(LoadLive, effects) == [LoadLive(1, 0, 1000)]
     assert of(Append, effects + shell.feed(LiveLoaded(1, ()))) == []
 
 
