@@ -148,9 +148,12 @@ BLOCK_ADD: Final = BulkStatement(
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
 NODE_BLOCK_ADD: Final = BulkStatement(
-    "INSERT INTO node_block_counts (block, node, state, n) VALUES",
-    4,
-    "ON CONFLICT DO UPDATE SET n = n + excluded.n",
+    "INSERT INTO node_block_counts"
+    " (block, node, running, completed, failed, cancelled) VALUES",
+    6,
+    "ON CONFLICT DO UPDATE SET running = running + excluded.running,"
+    " completed = completed + excluded.completed, failed = failed + excluded.failed,"
+    " cancelled = cancelled + excluded.cancelled",
 )
 RANGE_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO member_ranges (key, n, live, body) VALUES", 4

@@ -24,6 +24,15 @@ ANY_STATE: Final = -1
 BlockCell = tuple[str, int, int]
 """Node (empty for none), number of the state, and block."""
 
+_NODE_COLUMNS: Final = ("running", "completed", "failed", "cancelled")
+"""Those of `node_block_counts`, by state from 1 on: a queued task has no node."""
+_ALL_OF_NODE: Final = f"({' + '.join(_NODE_COLUMNS)})"
+_COUNTED: Final = {
+    ANY_STATE: _ALL_OF_NODE,
+    **dict(enumerate(("0", *_NODE_COLUMNS))),
+}
+"""SQL for the rows of a node in a block, by state."""
+
 
 @dataclass(frozen=True, slots=True)
 class PageStart:
@@ -48,27 +57,30 @@ def next_block_key(key: int) -> int:
 def add_counts(db: sqlite3.Connection, changes: Mapping[BlockCell, int]) -> None:
     """Add changes in the number of rows."""
     sums: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for (_, state, block), n in changes.items():
+    of_nodes: defaultdict[tuple[int, str], list[int]] = defaultdict(_no_rows)
+    for (node, state, block), n in changes.items():
         sums[state, block] += n
         sums[ANY_STATE, block] += n
+        if node:
+            assert state, "a queued task has no node"
+            of_nodes[block, node][state - 1] += n
     moved = [(*cell, n) for cell, n in sums.items() if n]
     bulk.BLOCK_ADD.execute(db, moved)
-    of_nodes = [
-        (block, node, state, n)
-        for (node, state, block), n in changes.items()
-        if node and n
-    ]
-    bulk.NODE_BLOCK_ADD.execute(db, of_nodes)
+    bulk.NODE_BLOCK_ADD.execute(db, [(*cell, *ns) for cell, ns in of_nodes.items()])
     if fewer := [row[:2] for row in moved if row[2] < 0]:
         db.executemany(
             "DELETE FROM block_counts WHERE state = ? AND block = ? AND n = 0", fewer
         )
-    if fewer_of_nodes := [row[:3] for row in of_nodes if row[3] < 0]:
+    if fewer_of_nodes := [cell for cell, ns in of_nodes.items() if sum(ns) < 0]:
         db.executemany(
-            "DELETE FROM node_block_counts"
-            " WHERE block = ? AND node = ? AND state = ? AND n = 0",
+            "DELETE FROM node_block_counts WHERE block = ? AND node = ?"  # noqa: S608
+            f" AND {_ALL_OF_NODE} = 0",
             fewer_of_nodes,
         )
+
+
+def _no_rows() -> list[int]:
+    return [0] * len(_NODE_COLUMNS)
 
 
 def last_key_of_block(start: int) -> int:
@@ -126,12 +138,11 @@ def read_block_counts(
     else:
         found = db.execute(
             # CROSS JOIN keeps this order: one look for each block that has rows.
-            "SELECT block, sum(mine.n) FROM block_counts"
+            f"SELECT block, {_COUNTED[state]} AS of_node FROM block_counts"  # noqa: S608
             " CROSS JOIN node_block_counts AS mine USING (block)"
-            " WHERE block_counts.state = ?1 AND block BETWEEN ?2 AND ?3"
-            " AND mine.node = ?4 AND (mine.state = ?5 OR ?5 = ?1)"
-            " GROUP BY block ORDER BY block",
-            (ANY_STATE, first, last, node, state),
+            " WHERE block_counts.state = ? AND block BETWEEN ? AND ?"
+            " AND mine.node = ? AND of_node > 0 ORDER BY block",
+            (ANY_STATE, first, last, node),
         ).fetchall()
     ordered = reversed(found) if is_last_first else found
     return [(block << BLOCK_BITS, n) for block, n in ordered]

@@ -234,12 +234,15 @@ CREATE TABLE block_counts (
     n INTEGER NOT NULL,
     PRIMARY KEY (state, block)
 ) STRICT, WITHOUT ROWID;
+-- One row for all states, so that the end of a task changes one.
 CREATE TABLE node_block_counts (
     block INTEGER NOT NULL,
     node TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    n INTEGER NOT NULL,
-    PRIMARY KEY (block, node, state)
+    running INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    PRIMARY KEY (block, node)
 ) STRICT, WITHOUT ROWID;
 
 -- Facts that are not about a task: see `store.tables.mesh_records`. `recorded_hlc` is
@@ -297,7 +300,7 @@ CREATE TABLE peers (
 ) STRICT, WITHOUT ROWID;
 """
 
-OLDEST_VERSION: Final = 11
+OLDEST_VERSION: Final = 12
 """Of a file that can be used; earlier ones were never released."""
 
 MIGRATIONS: Final = (_FIRST,)
