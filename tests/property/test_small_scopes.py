@@ -350,6 +350,7 @@ SCOPES: dict[str, tuple[str, Budget]] = {
     "a failover": ("b", {"failover": 1, "recover": 1, "fail": 1}),
     "a failover and a cancel": ("b", {"failover": 1, "recover": 1, "cancel": 1}),
     "a cut": ("bc", {"cut": 1, "late": 1}),
+    "a late cut": ("b", {"delay": 1, "cut": 1, "late": 1}),
 }
 LARGE_SCOPES: dict[str, tuple[str, Budget]] = {
     "late events": ("b", {"delay": 3, "fail": 2, "cancel": 1}),
@@ -411,6 +412,11 @@ def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DispatchStep, "lose_attempts", lambda *_: None)
 
 
+def ended_attempts_may_follow(patch: pytest.MonkeyPatch) -> None:
+    """Plant: a worker that comes back goes on with an attempt that counts as lost."""
+    patch.setattr(task_rules, "may_follow", lambda *_: True)
+
+
 @pytest.mark.parametrize(
     ("plant", "scope"),
     [
@@ -420,6 +426,7 @@ def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
         (mutants.success_of_an_unread_task_counts, "a failover and a cancel"),
         (superseded_attempts_count_as_lost, "a failover"),
         (lost_attempts_stay_live, "a cut"),
+        (ended_attempts_may_follow, "a late cut"),
     ],
 )
 def test_a_planted_bug_is_found(

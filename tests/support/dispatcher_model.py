@@ -477,8 +477,13 @@ class DispatcherModel:
         record = self.written.get(fact.task)
         if not isinstance(fact, Assigned) or record is None:
             return
-        if any(attempt.id == fact.attempt for attempt in record.attempts):
-            return  # Found again at its worker.
+        found = [each for each in record.attempts if each.id == fact.attempt]
+        if found:
+            # It is at its worker. Only if the task has not been read may it have ended.
+            task = self.dispatch._queue.tasks.get(fact.task)
+            may_go_on = found[0].state.is_live or (task and not task.is_read)
+            assert may_go_on, f"{fact.task} runs, and is shown as waiting"
+            return
         has_success = any(a.state is AttemptState.OK for a in record.attempts)
         is_over = record.state.is_final or has_success
         assert not is_over, f"{fact.task} runs again after its end"

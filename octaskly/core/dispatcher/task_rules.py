@@ -183,7 +183,8 @@ def superseded_end(now: Moment) -> Outcome:
 def may_follow(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
     """Return True if `attempt`, which a worker lists, is the try after the known ones.
 
-    An earlier one does not count: its end may be in the log, and no end is undone.
+    An earlier one, or one that has ended, does not count: no end is undone, so the task
+    would be shown as waiting while it runs.
     """
     return all(each.id < attempt for each in known)
 
