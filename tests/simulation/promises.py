@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Message
 from tests.simulation.store.disk import Disk
@@ -48,6 +48,8 @@ class Promises:
         #: tasks that were accepted, among them
         self.tasks: dict[TaskId, set[NodeId]] = {}
         self.outcomes: dict[TaskId, Told] = {}  #: announced last
+        self.epochs: dict[Epoch, set[Epoch]] = {}
+        """In the order of time; with each, those of all dispatchers at its start."""
         self.losses_of_present: set[tuple[TaskId, AttemptId]] = set()
         """Attempts taken for lost though a node that followed had their ends."""
         self._foreign: dict[Kept, float] = {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import product
 
-from octaskly.core.effects import AnnounceTaskStates, Append
+from octaskly.core.effects import Advertise, AnnounceTaskStates, Append
 from octaskly.core.log.facts import Decided, Finished, TaskCancelled, TaskFact
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
 from octaskly.core.log.range_facts import task_entries
@@ -27,11 +28,10 @@ def watch_reports(world: World) -> None:
     """Compare each announced outcome with the one announced before."""
 
     def on_announced(machine: Machine, announced: AnnounceTaskStates) -> None:
-        if len(dispatchers := world.dispatchers()) > 1:
-            world.network.note_apart(*dispatchers)  # Each has its own part.
         for task in announced.tasks:
             _check_task(world, machine, task)
 
+    world.watchers.on_effect((Advertise,), partial(_note_dispatchers, world))
     world.watchers.on_effect((Append,), partial(_note_losses, world))
     world.watchers.on_effect((AnnounceTaskStates,), on_announced)
 
@@ -41,6 +41,15 @@ def reported_outcomes_stay(world: World) -> None:
     (dispatcher,) = world.dispatchers()
     for task in list(world.promises.outcomes):
         _check_task(world, world.machines[dispatcher], task)
+
+
+def _note_dispatchers(world: World, machine: Machine, change: Advertise) -> None:
+    """Note the start of an epoch, and the epochs of other dispatchers then."""
+    if change.is_dispatcher:
+        nodes = (world.machines[node].node for node in world.dispatchers())
+        others = {node.epoch for node in nodes if node is not None}
+        assert machine.node is not None
+        world.promises.epochs[machine.node.epoch] = others
 
 
 def _note_losses(world: World, machine: Machine, append: Append) -> None:
@@ -156,7 +165,7 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
         or were_apart
         or bool(world.restored)
         or _is_late_end(record, before, now)
-        or _had_one_term(world, record.id, before, now)
+        or _are_of_a_split(world, record.id, before, now)
     )
 
 
@@ -181,14 +190,24 @@ def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
     return may_follow and shown in before.unread_ends
 
 
-def _had_one_term(world: World, task: TaskId, before: Told, now: Told) -> bool:
-    """Return True if two dispatchers of one term made these outcomes."""
+def _are_of_a_split(world: World, task: TaskId, before: Told, now: Told) -> bool:
+    """Return True if two halves of a split made these outcomes."""
     firsts = set(_makers(world, task, before.outcome[1]))
-    return any(
-        first.term == second.term and first.node != second.node
-        for second in set(_makers(world, task, now.outcome[1]))
-        for first in firsts
-    )
+    seconds = set(_makers(world, task, now.outcome[1]))
+    epochs = world.promises.epochs
+    return any(_are_halves(epochs, *pair) for pair in product(firsts, seconds))
+
+
+def _are_halves(epochs: dict[Epoch, set[Epoch]], first: Epoch, second: Epoch) -> bool:
+    """Return True if one of two dispatchers had not heard of the other.
+
+    They were so at one time, or their terms are not in the order of time.
+    """
+    if first.node == second.node:
+        return False
+    order = list(epochs)
+    earlier, later = sorted((first, second), key=order.index)
+    return later.term <= earlier.term or earlier in epochs[later]
 
 
 def _makers(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:
