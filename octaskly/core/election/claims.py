@@ -248,18 +248,20 @@ class ClaimHandlers:
             return []  # The peer sent it before the epoch that this node follows.
         if peer in self._peer_table.peers:
             self._peer_table.peers[peer].dispatcher = dispatcher
-        effects: list[Effect] = []
-        if election.dispatcher_epoch is not None:
-            if epoch <= election.min_epoch:
-                return []
-            effects = election.step_down_for(dispatcher, "a higher epoch exists", now)
-        elif is_own_dispatcher:
-            effects = election.start_discovering("redirected", now)
-        elif epoch < election.epoch:
+        is_dispatching = election.dispatcher_epoch is not None
+        if is_dispatching and epoch <= election.min_epoch:
             return []
+        if not is_own_dispatcher and epoch < election.epoch:
+            return []
+        # It also records the addresses, which a redirect of followers repeats.
         dials = self._peer_table.address_book.dial_node(
             dispatcher, message.addresses, now, is_dispatcher=True
         )
+        effects: list[Effect] = []
+        if is_dispatching:
+            effects = election.step_down_for(dispatcher, "a higher epoch exists", now)
+        elif is_own_dispatcher:
+            effects = election.start_discovering("redirected", now)
         return effects + dials
 
     def on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:

@@ -8,6 +8,7 @@ Source: docs/explanation/election.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from octaskly.core.election.failure_detector import Suspicion
@@ -49,6 +50,7 @@ class Discovering:
     last_look: Moment  #: latest check for better candidates
     suspicion: Suspicion | None = None  #: of a dispatcher that peers name
     probed: NodeId | None = None  #: peers were asked about it early, to find a relay
+    asked_s: float = -math.inf  #: latest question whom the peers follow
 
 
 @dataclass(slots=True)

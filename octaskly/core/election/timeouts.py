@@ -137,10 +137,10 @@ class Timeouts:
         suspect = self._absent_dispatcher()
         if is_turn and suspect is None:
             return self._election.claim_epoch("no dispatcher found")
-        if suspect is None or not (is_turn or self._may_probe_early(phase, suspect)):
-            return []
-        phase.probed = suspect
-        return self._start_suspicion(phase, suspect, now)
+        if suspect is not None and (is_turn or self._may_probe_early(phase, suspect)):
+            phase.probed = suspect
+            return self._start_suspicion(phase, suspect, now)
+        return self._ask_peers(phase, now)
 
     def _may_probe_early(self, phase: Discovering, suspect: NodeId) -> bool:
         """Return True if peers were not asked yet, and a dial may not help."""
@@ -161,9 +161,33 @@ class Timeouts:
         )
         return phase.since_s + window_s + wait_s
 
+    def _next_question_s(self, phase: Discovering) -> float:
+        """Return the time to ask why a better-ranked peer does not claim.
+
+        The answer is here when the wait for that peer ends.
+        """
+        timing = self._timing
+        better = self._candidacy.count_better_ranked(phase.last_look)
+        if not better:
+            return math.inf
+        first_s = self._claim_turn_s(phase) - (better - 1) * timing.claim_wait_s
+        return max(first_s - timing.probe_s, phase.asked_s + timing.claim_wait_s)
+
+    def _ask_peers(self, phase: Discovering, now: Moment) -> list[Effect]:
+        """Ask the peers which dispatcher they follow, once for each claim not made.
+
+        In a partly linked mesh, a peer may follow one that this node does not hear.
+        """
+        if now.mono_s < self._next_question_s(phase):
+            return []
+        phase.asked_s = now.mono_s
+        question = Probe(self._me, now.mono_s)  # `on_probe` names the other dispatcher.
+        peers = sorted(self._peer_table.peers)[:PROBED_PEERS_MAX]
+        return [Send(peer, (question,)) for peer in peers]
+
     def _next_check_s(self, phase: Discovering) -> float:
         """Return the time of this node's turn, next probe or first dial timeout."""
-        due_s = self._claim_turn_s(phase)
+        due_s = min(self._claim_turn_s(phase), self._next_question_s(phase))
         if phase.suspicion is not None:
             due_s = phase.suspicion.deadline()
         else:
@@ -219,14 +243,17 @@ class Timeouts:
         if now.mono_s < self._step_down_deadline_s(phase):
             return []
         if phase.follow_link is None:
-            return self._election.start_discovering("winner lost", now)
+            return self._lose_winner(now)
         if now.mono_s >= self._winner_deadline_s(phase.follow_link):
             dispatcher = phase.follow_link.dispatcher
             effects = self._peer_table.disconnect(dispatcher, "silent", now)
-            return [*effects, *self._election.start_discovering("winner lost", now)]
+            return [*effects, *self._lose_winner(now)]
         # The rest of the log is on this disk and is pulled later; the worker must not
         # wait.
         return self._election.finish_step_down("the worker waits no longer", now)
+
+    def _lose_winner(self, now: Moment) -> list[Effect]:
+        return self._election.start_discovering("winner lost", now)
 
     def _step_down_deadline_s(self, phase: SteppingDown) -> float:
         """Return the end of the wait for the winner."""
@@ -396,6 +423,9 @@ class Timeouts:
         node, phase, suspicion = event.node, self._phase, self._election.suspicion
         if node is None:
             return []
+        if isinstance(phase, SteppingDown):
+            is_absent = node == phase.winner and node not in self._peer_table.peers
+            return self._lose_winner(now) if is_absent else []
         if isinstance(phase, Campaigning):
             lost_dispatcher = phase.lost_dispatcher
         elif suspicion is not None:

@@ -241,8 +241,29 @@ def test_the_better_ranked_peer_gets_a_second_to_claim() -> None:
     world = Harness()
     world.meet(C, 0.1, entries=5)
 
-    assert world.watch.on_time(node_moment(1.9)) == []
+    assert note_events(world.watch.on_time(node_moment(1.9))) == []
     assert note_events(world.watch.on_time(node_moment(2.5))) == ["claiming"]
+
+
+def test_a_peer_that_does_not_claim_in_its_turn_is_asked_whom_it_follows() -> None:
+    """In a ring, it may follow a dispatcher that this node does not hear."""
+    world = Harness()
+    world.meet(C, 0.1, entries=5)
+    world.meet(D, 0.1, entries=5)
+    window_s, turn_s = TIMING.discovery_s, TIMING.claim_wait_s
+    first_s = window_s + turn_s - TIMING.probe_s
+
+    assert world.watch.deadline(node_moment(0.1)) == first_s
+    assert world.watch.on_time(node_moment(first_s - 0.01)) == []
+    for asked_s in (first_s, first_s + turn_s):
+        assert world.watch.on_time(node_moment(asked_s)) == [
+            Send(peer, (Probe(B, asked_s),)) for peer in (C, D)
+        ]
+        assert world.watch.on_time(node_moment(asked_s + 0.01)) == []
+
+    where = (ELSEWHERE,)
+    world.claims.on_redirect(C, Redirect(Epoch(3, A), A, where), node_moment(2.8))
+    assert world.watch.on_time(node_moment(window_s + 2 * turn_s)) == []
 
 
 def test_a_dispatcher_in_hello_is_followed_once_its_epoch_is_durable() -> None:
@@ -863,8 +884,24 @@ def test_a_dispatcher_yields_to_a_higher_epoch_at_once() -> None:
     )
 
     assert world.election.dispatcher_epoch is None
-    assert sent(effects, C) == [Redirect(Epoch(1, B), D, ())]
+    assert sent(effects, C) == [Redirect(Epoch(1, B), D, where)]
     assert effects[-1] == Dial(D, where)
+
+
+def test_a_dispatcher_does_not_wait_for_a_winner_that_it_cannot_dial() -> None:
+    """In a ring, the winner may be out of its reach, but a peer may be a relay."""
+    world = Harness()
+    world.become_dispatcher(0.7)
+    world.meet(C, 2.0, epoch=Epoch(1, B), dispatcher=B)
+    where = (ELSEWHERE,)
+    world.claims.on_redirect(C, Redirect(Epoch(4, D), D, where), node_moment(2.1))
+    other = DialFailed(A, (Address("10.0.0.8", 7878),), was_refused=False)
+    assert world.watch.on_dial_failed(other, node_moment(2.2)) == []
+
+    failed = DialFailed(D, where, was_refused=False)
+    effects = world.watch.on_dial_failed(failed, node_moment(2.3))
+
+    assert note_events(effects) == ["discovering"]
 
 
 def test_a_successor_claims_when_it_holds_the_log_handed_over() -> None:
