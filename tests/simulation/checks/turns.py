@@ -68,13 +68,16 @@ class TurnWatch:
             key = fact.task, fact.attempt
             if is_own and fact.attempt.n == 1 and key not in self._assigned:
                 self._assigned.add(key)
-                # An array that was read again may have members that were withdrawn.
                 array, before = last.get(place[0], (None, -1))
                 now = arrays.get(place[0]) or array
                 if now is not None:
                     is_in_order = now is not array or place[1] > before
                     assert is_in_order, f"{fact.task} comes too late"
                     last[place[0]] = now, place[1]
+        # An array that is read again may have members that were withdrawn, or that an
+        # absent node brought back without their ends.
+        for array_id in [each for each in last if each not in arrays]:
+            del last[array_id]
 
 
 class _CheckedMatcher(Matcher):
