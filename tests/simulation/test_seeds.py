@@ -30,8 +30,10 @@ from tests.simulation.kinds.failovers import (
     run_given_up,
     run_hand_over,
     run_quiet,
+    run_returned,
     run_short,
     run_starved,
+    run_two_lost_logs,
 )
 from tests.simulation.kinds.holdings import run_holdings
 from tests.simulation.kinds.ranges import run_ranges
@@ -238,6 +240,22 @@ def test_failover_runs_no_task_twice_that_has_just_ended(seed: int) -> None:
 def test_new_dispatcher_waits_for_ends_from_a_slow_standby(seed: int) -> None:
     """Until they come, a task that is missing from a worker's list may have ended."""
     run_starved(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_attempts_that_a_returning_worker_does_not_list_may_be_in_its_log(
+    seed: int,
+) -> None:
+    """They are not taken for lost before that log is read."""
+    run_returned(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_later_log_of_an_earlier_epoch_changes_no_reported_end(seed: int) -> None:
+    """The dispatcher repeats the first end in its own epoch before it reports it."""
+    run_two_lost_logs(seed)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from octaskly.core.model.ids import NodeId, TaskId
 from tests.simulation.checks.outcomes import nothing_runs_twice
 from tests.simulation.checks.rest import is_quiet
 from tests.simulation.checks.rules import FINAL, watch
@@ -130,17 +131,8 @@ def run_starved(
     The other standby succeeds. The first one is slow to answer, slower than the time
     for which waiting tasks are held back. Therefore few tasks start at once.
     """
-    world = World(seed, nodes=5)
-    watch(world)
+    world, dispatcher, successor, keeper = _formed(seed, nodes=5)
     world.commands.duration_s = (0.1, 1.5)
-    world.start_all()
-    world.run_until(world.is_settled, 5.0)
-    (dispatcher,) = world.dispatchers()
-    node = world.machines[dispatcher].node
-    assert node is not None
-    assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
-    world.run(2.0)
-    successor, keeper = (view.node for view in node.standbys)
     world.clients.submit(dispatcher, tasks)
     world.run(world.random.uniform(0.1, 0.5))
     world.network.mute(dispatcher, successor)
@@ -159,6 +151,92 @@ def run_starved(
 def run_backlog(seed: int) -> World:
     """The same, with waiting tasks; the slow standby knows that some have started."""
     return run_starved(seed, tasks=30, slow_ms=(300.0, 600.0))
+
+
+def run_returned(seed: int) -> World:
+    """Lose a dispatcher, and for a while the worker that alone has the ends of tasks.
+
+    The next dispatcher trusts its log, as no other node is there. Then the worker comes
+    back, and lists no attempts.
+    """
+    world, dispatcher, successor, keeper = _formed(seed, nodes=3)
+    world.commands.duration_s = (0.5, 0.8)
+    world.clients.submit(dispatcher, 6)
+    world.run(0.2)
+    world.network.mute(dispatcher, successor)
+    worker = world.machines[keeper]
+    assert world.run_until(lambda: not worker.running and not worker.disk.spool, 1.0)
+    world.network.reset(successor, keeper)
+    world.network.cut(successor, keeper)
+    world.pause(keeper, 10.0)
+    world.crash(dispatcher)
+    assert world.run_until(lambda: world.dispatchers() == [successor], 3.0)
+    world.run(1.0)
+    world.network.heal_all()
+    world.resume(keeper)
+    world.run(8.0)
+    settle(world)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
+def run_two_lost_logs(seed: int) -> World:
+    """Lose two dispatchers with different ends of a task; their logs return in turn.
+
+    The third dispatcher knows nothing of the task, and tells clients of the first end
+    before it learns of the second.
+    """
+    world, first, second, third = _formed(seed, nodes=3, slots=1)
+    world.commands.duration_s = (0.5, 0.5)
+    world.network.slow_ms[third] = (700.0, 700.0)
+    world.clients.submit(first, 3)
+    assert world.run_until(lambda: len(world.commands.started) > 1, 1.0)
+    task = next(each.task for each in world.commands.started if each.node == first)
+    world.run(0.2)
+    world.network.slow_ms[first] = (400.0, 400.0)
+    assert world.run_until(lambda: _has_ended(world, first, task), 1.0)
+    world.crash(first)
+    world.network.slow_ms = {third: (150.0, 150.0)}
+    assert world.run_until(world.is_settled, 5.0)
+    assert world.dispatchers() == [second]
+    world.run(0.05)
+    world.crash(third)
+    assert world.machines[third].disk.shown(task) is None
+    assert world.run_until(lambda: _has_ended(world, second, task), 15.0)
+    world.crash(second)
+    world.network.slow_ms.clear()
+    for node_id in (third, first, second):
+        world.start(node_id)
+        world.run_until(lambda: world.dispatchers() == [third], 5.0)
+        world.run(2.0)
+    settle(world)
+    for check in FINAL:
+        check(world)
+    return world
+
+
+def _formed(
+    seed: int, *, nodes: int, slots: int = 2
+) -> tuple[World, NodeId, NodeId, NodeId]:
+    """Return an idle mesh, its dispatcher, and its standbys in their order."""
+    world = World(seed, nodes=nodes, slots=slots)
+    watch(world)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (dispatcher,) = world.dispatchers()
+    node = world.machines[dispatcher].node
+    assert node is not None
+    assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
+    world.run(2.0)
+    first, second = (view.node for view in node.standbys)
+    return world, dispatcher, first, second
+
+
+def _has_ended(world: World, node: NodeId, task: TaskId) -> bool:
+    """Return True if the disk of a node has the end of a task."""
+    record = world.machines[node].disk.shown(task)
+    return record is not None and record.state.is_final
 
 
 def run_belated(seed: int) -> World:
