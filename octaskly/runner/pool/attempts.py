@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
-from octaskly.core.model.ids import AttemptId
+from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.settings import SHORT_TASK_MS
-from octaskly.core.model.task_options import TaskLimits, slots_of
+from octaskly.core.model.task_options import TaskLimits
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.runner.files.task_user_ops import TaskUserOps
@@ -25,59 +25,37 @@ QUEUED_MS_MAX = 45.0  #: expected work that may wait in one launcher
 BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks: their results come every 50 ms
 
 
-class PoolAttempt:
+class PoolAttempt(Struct, eq=False):
     """An attempt in the pool, from its arrival to its report."""
 
-    __slots__ = (
-        "attempt",
-        "confirmed_s",
-        "folder",
-        "gpus",
-        "gpus_requested",
-        "has_output_file",
-        "holders",
-        "is_cancelled",
-        "is_file_refused",
-        "is_output_read",
-        "is_return_requested",
-        "key",
-        "limit_group",
-        "pid",
-        "process",
-        "slots",
-        "spec",
-        "stalled_since_s",
-        "stdin_fd",
-        "waiting_since_s",
-    )
+    key: int
+    attempt: AttemptId
+    spec: TaskSpec
+    waiting_since_s: float
+    slots: int = 1  #: that it takes
+    gpus_requested: int = 0
+    gpus: tuple[str, ...] = ()  #: the GPUs assigned to it
+    pid: int | None = None  #: known once it has run for some milliseconds
+    confirmed_s: float = float("inf")  #: when the pid became known
+    is_cancelled: bool = False
+    folder: Path | None = None  #: its scratch folder; None without one
+    holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS
+    """Nodes that have its files, as the dispatcher knows."""
+    stdin_fd: int | None = None  #: the file that it reads; None without one
+    stalled_since_s: float | None = None
+    """Since when none of its files arrive; None while they do."""
+    limit_group: LimitGroup | None = None  #: its cgroup; None without limits
+    process: LauncherProcess | None = None  #: its launcher; known with the pid
+    is_output_read: bool = False  #: a client reads its output
+    has_output_file: bool = False  #: an output file exists or is being created
+    is_file_refused: bool = False  #: there was no room for the output file
+    is_return_requested: bool = False  #: to be released unless it has started
 
-    def __init__(
-        self, key: int, attempt: AttemptId, spec: TaskSpec, since_s: float
-    ) -> None:
-        self.key = key
-        self.attempt = attempt
-        self.spec = spec
-        self.slots = slots_of(spec.options)
-        requires = spec.options.requires if spec.options else None
-        self.gpus_requested = requires.gpus if requires else 0
-        self.gpus: tuple[str, ...] = ()  #: the GPUs assigned to it
-        self.waiting_since_s = since_s
-        self.pid: int | None = None  #: known once it has run for some milliseconds
-        self.confirmed_s = float("inf")  #: when the pid became known
-        self.is_cancelled = False
-        self.folder: Path | None = None  #: its scratch folder; None without one
-        self.holders = NO_HOLDERS  #: nodes that have its files, as the dispatcher knows
-        self.stdin_fd: int | None = None  #: the file that it reads; None without one
-        self.stalled_since_s: float | None = None
-        """Since when none of its files arrive; None while they do."""
-        self.limit_group: LimitGroup | None = None  #: its cgroup; None without limits
-        self.process: LauncherProcess | None = (
-            None  #: its launcher; known together with the pid
-        )
-        self.is_output_read = False  #: a client reads its output
-        self.has_output_file = False  #: an output file exists or is being created
-        self.is_file_refused = False  #: there was no room for the output file
-        self.is_return_requested = False  #: to be released unless it has started
+    def __post_init__(self) -> None:
+        """Take over what the task asks for."""
+        options = self.spec.options
+        if options is not None and (requires := options.requires) is not None:
+            self.slots, self.gpus_requested = requires.slots, requires.gpus
 
     def create_limit_group(self, parent: Path | None) -> list[int]:
         """Create a cgroup for its limits if possible; return its open files."""
