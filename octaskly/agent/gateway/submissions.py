@@ -579,7 +579,9 @@ def _count_tasks(draft: TaskDraft) -> int:
 
 def _counted_bytes(draft: TaskDraft) -> int:
     """Return the bytes of a draft beyond `UNCOUNTED_BYTES`."""
-    options = draft.options
-    size = len(draft.command) + (0 if options is None else options.chars)
-    size += sum(map(len, draft.inputs)) + sum(map(len, draft.outputs))
+    options, size = draft.options, len(draft.command)
+    if options is not None:
+        size += options.chars
+    if draft.inputs or draft.outputs:
+        size += sum(map(len, draft.inputs + draft.outputs))
     return max(0, size - UNCOUNTED_BYTES)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.recent_tasks import RecentTasks
 from octaskly.core.log import merge
-from octaskly.core.log.facts import RANGE_FACTS, Entry, TaskFact
+from octaskly.core.log.facts import MESH_FACTS, RANGE_FACTS, Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import array_of
@@ -56,21 +56,23 @@ class TaskWaiters:
         waits = self._waits
         if not waits:
             return
-        awaited = [entry for entry in entries if self._may_be_awaited(entry)]
-        for _, fact in task_entries(awaited):
-            task = fact.task
-            for wait in waits.get(task_name(task) if "~" in task else task, ()):
-                if wait.accepts_local_commit:
-                    self._unpersisted.append((number, wait, fact))
-                else:
-                    wait.facts.append(fact)
+        for entry in entries:
+            fact, task = entry.fact, entry.fact.task
+            if isinstance(fact, RANGE_FACTS):
+                if task_name(task) + _ANY_MEMBER in waits:
+                    for _, of_member in task_entries((entry,)):
+                        self._note_fact(of_member, number)
+            elif (task_name(task) if "~" in task else task) in waits:
+                assert not isinstance(fact, MESH_FACTS)  # They have no task.
+                self._note_fact(fact, number)
 
-    def _may_be_awaited(self, entry: Entry) -> bool:
-        """Return True, except for a range of members for which nobody waits."""
-        fact = entry.fact
-        if not isinstance(fact, RANGE_FACTS):
-            return True
-        return task_name(fact.array) + _ANY_MEMBER in self._waits
+    def _note_fact(self, fact: TaskFact, number: int) -> None:
+        """Keep a fact of write `number` for the waits for its task."""
+        for wait in self._waits.get(task_name(fact.task), ()):
+            if wait.accepts_local_commit:
+                self._unpersisted.append((number, wait, fact))
+            else:
+                wait.facts.append(fact)
 
     def on_persisted(self, number: int) -> None:
         """Wake waits that accept local commits, or that have not read their task yet.
@@ -90,10 +92,14 @@ class TaskWaiters:
         waits = self._waits
         for task in tasks if waits else ():
             name = task_name(task) if "~" in task else task
+            # Those for any member of an array end with it, those for a member, too.
             array = array_of(task)
-            other = name + _ANY_MEMBER if array is None else task_name(array)
-            for wait in (*waits.get(name, ()), *waits.get(other, ())):
-                wait.has_changed.set()
+            for key in (
+                name,
+                name + _ANY_MEMBER if array is None else task_name(array),
+            ):
+                for wait in waits.get(key, ()):
+                    wait.has_changed.set()
 
     def end_waits(self) -> None:
         """End the waits of a node that is no longer dispatcher; clients ask the next.
