@@ -301,7 +301,9 @@ def attempt_of(fact: Assigned | Finished) -> Attempt:
 
 def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
     """Return `record` with what is known of one attempt."""
-    return replace(record, attempts=join_attempts(record.attempts, (attempt,)))
+    known = record.attempts
+    joined = join_attempts(known, (attempt,)) if known else (attempt,)
+    return replace(record, attempts=joined)
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:

@@ -77,11 +77,10 @@ class LogTail:
     def add(self, append: Append, size_bytes: int) -> None:
         """Add an append, and remove the oldest ones beyond the bounds."""
         self._appends.append((append, size_bytes))
-        for entry in append.entries:
-            if type(entry.fact) is Floor:
-                self._raise_base(entry.fact)
-            if self._retired:  # This entry is new, so it is not void.
-                self._retired.discard(entry.stream)
+        for floor in [e.fact for e in append.entries if type(e.fact) is Floor]:
+            self._raise_base(floor)
+        if self._retired:  # These entries are new, so they are not void.
+            self._retired.difference_update(e.stream for e in append.entries)
         self._entry_count += len(append.entries)
         self._size_bytes += size_bytes
         limits = self._limits

@@ -404,13 +404,14 @@ class Worker:
         if held is None or self._started_s.pop(key, None) is None:
             return held  # Its entry in the waiting queue is skipped later.
         self._busy_slots -= held.slots
-        while self._waiting:
-            successor = self._attempts.get(self._waiting[0])
-            if successor is not None:
+        waiting = self._waiting
+        while waiting and self._busy_slots < self._slots:
+            next_key = waiting[0]
+            if (successor := self._attempts.get(next_key)) is not None:
                 if self._busy_slots + successor.slots > self._slots:
                     break
-                self._occupy_slots(self._waiting[0], successor)
-            self._waiting.popleft()
+                self._occupy_slots(next_key, successor)
+            waiting.popleft()
         return held
 
     def _update_mean_duration(self, outcome: Outcome) -> None:
