@@ -92,12 +92,11 @@ class TaskWaiters:
         waits = self._waits
         for task in tasks if waits else ():
             name = task_name(task) if "~" in task else task
-            # Those for any member of an array end with it, those for a member, too.
+            # The end of an array concerns the waits for its members, too, and that of a
+            # member the waits for its array.
             array = array_of(task)
-            for key in (
-                name,
-                name + _ANY_MEMBER if array is None else task_name(array),
-            ):
+            other = name + _ANY_MEMBER if array is None else task_name(array)
+            for key in (name, other):
                 for wait in waits.get(key, ()):
                     wait.has_changed.set()
 
