@@ -324,13 +324,13 @@ def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
 def test_blocks_are_deleted_with_their_rows(db: sqlite3.Connection) -> None:
     """Old tasks leave nothing to be read for ever."""
     of_nodes = "".join(
-        f"SELECT node, {number}, block, {state} FROM node_block_counts"
+        f"SELECT node, {number}, block, {state} FROM node_block_counts"  # noqa: S608
         f" WHERE {state} > 0 UNION ALL "
         for number, state in enumerate(rows.STATES)
         if state is not TaskState.QUEUED
     )
     counted = (
-        f"{of_nodes}SELECT '', state, block, n FROM block_counts WHERE state >= 0"
+        f"{of_nodes}SELECT '', state, block, n FROM block_counts WHERE state >= 0"  # noqa: S608
         " ORDER BY 1, 2, 3"
     )
     rows_of = (
