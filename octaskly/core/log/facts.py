@@ -256,6 +256,12 @@ Fact = TaskFact | RangeFact | Floor | Recorded
 
 MESH_FACTS = (Floor, Recorded)
 
+TASK_FACTS = (
+    *ATTEMPT_FACTS,
+    *(Submitted, TaskCancelled, Decided, Unblocked, Notified, Reprioritized),
+)
+"""The facts of `TaskFact`, the most frequent ones first."""
+
 NO_FLOOR = Floor(0, ())
 
 

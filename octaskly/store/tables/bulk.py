@@ -15,7 +15,8 @@ from typing import Any, Final
 
 Row = tuple[Any, ...]
 
-_SIZES: Final = (64, 16, 4, 2, 1)  #: rows per step; few, so that all stay prepared
+_SIZES: Final = (256, 64, 16, 4, 2, 1)
+"""Rows per step; few, so that all stay prepared."""
 
 
 class BulkStatement:

@@ -57,13 +57,16 @@ def next_block_key(key: int) -> int:
 def add_counts(db: sqlite3.Connection, changes: Mapping[BlockCell, int]) -> None:
     """Add changes in the number of rows."""
     sums: defaultdict[tuple[int, int], int] = defaultdict(int)
-    of_nodes: defaultdict[tuple[int, str], list[int]] = defaultdict(_no_rows)
+    of_nodes: dict[tuple[int, str], list[int]] = {}
     for (node, state, block), n in changes.items():
         sums[state, block] += n
         sums[ANY_STATE, block] += n
         if node:
             assert state, "a queued task has no node"
-            of_nodes[block, node][state - 1] += n
+            counts = of_nodes.get((block, node))
+            if counts is None:
+                counts = of_nodes[block, node] = [0, 0, 0, 0]
+            counts[state - 1] += n
     moved = [(*cell, n) for cell, n in sums.items() if n]
     bulk.BLOCK_ADD.execute(db, moved)
     bulk.NODE_BLOCK_ADD.execute(db, [(*cell, *ns) for cell, ns in of_nodes.items()])
@@ -77,10 +80,6 @@ def add_counts(db: sqlite3.Connection, changes: Mapping[BlockCell, int]) -> None
             f" AND {_ALL_OF_NODE} = 0",
             fewer_of_nodes,
         )
-
-
-def _no_rows() -> list[int]:
-    return [0] * len(_NODE_COLUMNS)
 
 
 def last_key_of_block(start: int) -> int:

@@ -226,7 +226,12 @@ def has_options_or_attempts(row: Row) -> bool:
 
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
-    """Return the columns that are empty for most tasks."""
+    """Return the columns that are empty for most tasks.
+
+    A plain task has `NO_OPTIONAL_COLUMNS` itself, so that the two compare fast.
+    """
+    if record.spec is not None and has_no_optional_columns(record, record.spec):
+        return NO_OPTIONAL_COLUMNS
     cancel = (record.cancelled_by, record.cancel_term)
     flags = (record.has_succeeded, record.is_unblocked, is_blocked)
     text, change = None, record.reprioritized

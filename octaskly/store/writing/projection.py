@@ -272,12 +272,15 @@ class Projection:
         self, task: ProjectedTask, fact: Finished
     ) -> tuple[Finished, int | None]:
         """Return a fact without its output, and the id of the output."""
-        kept = fact.outcome.stdout, fact.outcome.stderr
-        if not (kept[0] or kept[1]):
+        outcome = fact.outcome
+        if not (outcome.stdout or outcome.stderr):
             return fact, None
+        kept = outcome.stdout, outcome.stderr
         bare = Finished(
-            *(fact.task, fact.attempt, fact.node),
-            rows.without_output(fact.outcome),
+            fact.task,
+            fact.attempt,
+            fact.node,
+            rows.without_output(outcome),
             fact.decided_term,
         )
         # A result reported again, to another dispatcher, is not stored twice.
@@ -296,10 +299,11 @@ class Projection:
         record = task.record
         if isinstance(fact, Finished):
             mine = None if record is None else _find_attempt(record, fact.attempt)
-            if mine is not None and mine.state is fact.outcome.state:
+            state = fact.outcome.state
+            if mine is not None and mine.state is state:
                 self._merge_equal_ends(task, mine, fact, output)
                 return
-            if mine is None or mine.state < fact.outcome.state:
+            if mine is None or mine.state < state:
                 _set_output(task, fact.attempt, output)
         task.record = merge.apply_fact(record, fact)
 

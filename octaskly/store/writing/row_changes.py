@@ -163,19 +163,20 @@ class RowChanges:
         Returns:
             False if the task is not of this kind. Nothing was collected then.
         """
+        attempts = record.attempts
         if (
-            len(record.attempts) != 1
-            or task.stored_optional != rows.NO_OPTIONAL_COLUMNS
+            len(attempts) != 1
+            or task.stored_optional is not rows.NO_OPTIONAL_COLUMNS
             or spec is not task.stored_spec
-            or task.submission_times != task.stored_submission_times
+            or task.submission_times is not task.stored_submission_times
         ):
             return False
-        state, node = record.state, record.attempts[0].node
+        state, node = record.state, attempts[0].node
         if state is TaskState.QUEUED:
             return False
         number, is_live = rows.NUMBER_OF[state], state is TaskState.RUNNING
-        attempts = rows.pack_attempts(record, task.outputs)
-        self._update_state(task, (number, node, is_live), attempts)
+        packed = rows.pack_attempts(record, task.outputs)
+        self._update_state(task, (number, node, is_live), packed)
         is_final = not is_live
         if is_final and not task.is_final:
             self.dependency_changes.ended_parents.append((record.id, state))

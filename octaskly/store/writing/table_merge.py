@@ -18,6 +18,7 @@ from octaskly.core.effects import Append, MergeRows, StageRows
 from octaskly.core.log.facts import (
     MESH_FACTS,
     RANGE_FACTS,
+    TASK_FACTS,
     Entry,
     Floor,
     RangeFact,
@@ -61,6 +62,9 @@ from octaskly.store.writing.queue_rows import QueueRows
 from octaskly.store.writing.range_writes import RangeWrites
 from octaskly.store.writing.row_changes import RowChanges
 from octaskly.store.writing.stdin_freeing import StdinFreeing
+
+KnownTask = tuple[ProjectedTask, TaskRecord, TaskSpec]
+"""A task that is no member, with its record and envelope."""
 
 NO_TIMES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 8_000  #: number of unfinished tasks in the cache
@@ -125,13 +129,13 @@ class TableWriter:
         some: list[TaskEntry] = []
         for index, entry in enumerate(entries, start=1):
             fact = entry.fact
-            if isinstance(fact, RANGE_FACTS):
+            if isinstance(fact, TASK_FACTS):
+                some.append((entry, fact))
+            elif isinstance(fact, RANGE_FACTS):
                 if any(isinstance(of_task, Submitted) for _, of_task in some):
                     self._append_task_entries(some)  # Its array may be new.
                     some = []
                 some += self._append_range(entry, fact)
-            elif not isinstance(fact, MESH_FACTS):
-                some.append((entry, fact))
             elif isinstance(fact, Floor):
                 self._append_task_entries(some)
                 # The purge that this floor starts looks for streams.
@@ -296,7 +300,8 @@ class TableWriter:
         fresh: list[Entry] = []
         for item in items:
             for entry in item.entries:
-                stream, last_seq = entry.stream, entry.last_seq
+                stream, seq, fact = entry.stream, entry.seq, entry.fact
+                last_seq = seq + fact.count - 1
                 held = have.get(stream)
                 if held is None:
                     if last_seq <= self._retired_end(stream):
@@ -307,12 +312,12 @@ class TableWriter:
                     held = have[stream]
                 if last_seq <= held:
                     continue
-                assert entry.seq <= held + 1, f"gap in stream {stream}"
-                if entry.seq <= held:
+                assert seq <= held + 1, f"gap in stream {stream}"
+                if seq <= held:
                     entry = entry_after(entry, held)
                 have[stream] = last_seq
-                if isinstance(entry.fact, Floor):
-                    self._note_floor(entry.fact)
+                if isinstance(fact, Floor):
+                    self._note_floor(fact)
                 fresh.append(entry)
         return fresh
 
@@ -531,32 +536,35 @@ class TableWriter:
             peer_times_ms: Time at which a peer stored each task; other facts are new.
         """
         changes = RowChanges()
-        known: list[tuple[ProjectedTask, TaskRecord, TaskSpec]] = []
-        for task in touched.values():
-            record = task.record
-            if record is not None and record.spec is not None and task.array is None:
-                known.append((task, record, record.spec))
-                if task.key is None:
-                    self._assign_key(task, record.spec)
-        touched |= self._fetch_cancelled_members(touched)
+        known: list[KnownTask] = []
+        members: dict[TaskId, ProjectedTask] = {}
         for task_id, task in touched.items():
-            if task.array is not None and task.spec is not None:
-                self._add_member(task_id, task, task.array, changes)
+            record = task.record
+            if record is None or record.spec is None:
+                continue
+            if task.array is not None:
+                members[task_id] = task
+                continue
+            known.append((task, record, record.spec))
+            if task.key is None:
+                self._assign_key(task, record.spec)
+        cancelled = self._fetch_cancelled_members(known, touched)
+        touched |= cancelled
+        for task_id, task in (members | cancelled).items():
+            self._add_member(task_id, task, changes)
         for task, record, spec in known:
             changes.add_task(task, record, spec)
             if task.is_final and spec.options is not None and task.counted_as:
                 self.stdin_freeing.note_end(spec, task.counted_as[2])
         self._ranges.write_changes(changes)
         changes.write_rows(self._db)
-        self._write_stored_times(touched, peer_times_ms)
+        self._write_stored_times(known, peer_times_ms)
         self._dependencies.apply_changes(changes.dependency_changes)
         self.notification_count += changes.notification_count
         self._projection.write_pending(touched.values())
 
     def _write_stored_times(
-        self,
-        touched: Mapping[TaskId, ProjectedTask],
-        peer_times_ms: Mapping[TaskId, int],
+        self, known: Sequence[KnownTask], peer_times_ms: Mapping[TaskId, int]
     ) -> None:
         """Write `stored_ms` of tasks whose timestamps are not trusted, which are few.
 
@@ -565,11 +573,9 @@ class TableWriter:
         now_ms = stored_ms = storing_time_ms(self._clock.now())
         first_hlc, last_hlc = trusted_timestamps(now_ms)
         updates = []
-        for task_id, task in touched.items():
-            if task.array is not None or task.key is None:
-                continue
+        for task, record, _ in known:
             if peer_times_ms:
-                stored_ms = peer_times_ms.get(task_id, now_ms)
+                stored_ms = peer_times_ms.get(record.id, now_ms)
                 first_hlc, last_hlc = trusted_timestamps(stored_ms)
             if not first_hlc <= task.changed_hlc <= last_hlc:
                 updates.append((stored_ms, task.key))
@@ -587,13 +593,13 @@ class TableWriter:
             )
 
     def _fetch_cancelled_members(
-        self, touched: Mapping[TaskId, ProjectedTask]
+        self, known: Sequence[KnownTask], touched: Mapping[TaskId, ProjectedTask]
     ) -> dict[TaskId, ProjectedTask]:
         """Return the queued members of arrays that this commit cancels."""
         waiting: dict[TaskId, TaskId] = {}
-        for array_id, task in touched.items():
-            members, record = task.members, task.record
-            if members is None or record is None or members.counted_without_row is None:
+        for task, record, _ in known:
+            members = task.members
+            if members is None or members.counted_without_row is None:
                 continue
             if (
                 members.counted_without_row[0]
@@ -605,16 +611,14 @@ class TableWriter:
                 " WHERE state = 0 AND key BETWEEN ? AND ?",
                 (members.first, members.last),
             )
-            waiting.update((id_, array_id) for (id_,) in found if id_ not in touched)
+            waiting.update((id_, record.id) for (id_,) in found if id_ not in touched)
         return self._fetch_members(waiting, touched) if waiting else {}
 
     def _add_member(
-        self,
-        task_id: TaskId,
-        task: ProjectedTask,
-        array: ProjectedTask,
-        changes: RowChanges,
+        self, task_id: TaskId, task: ProjectedTask, changes: RowChanges
     ) -> None:
+        array = task.array
+        assert array is not None
         members = array.members
         assert members is not None
         if task.key is None:
@@ -624,12 +628,12 @@ class TableWriter:
 
     def _advance_vector(self, entries: Sequence[Entry]) -> None:
         """Write the new vector."""
-        task_seqs: dict[StreamId, int] = {}
-        for entry in entries:
-            if not isinstance(entry.fact, MESH_FACTS):
-                task_seqs[entry.stream] = entry.last_seq
-            elif entry.stream not in task_seqs:
-                task_seqs[entry.stream] = 0
+        task_seqs: dict[StreamId, int] = {}  #: of the last entry about a task, or 0
+        for entry in reversed(entries):
+            stream = entry.stream
+            if not task_seqs.get(stream):
+                is_of_task = not isinstance(entry.fact, MESH_FACTS)
+                task_seqs[stream] = entry.last_seq if is_of_task else 0
         self._db.executemany(
             "UPDATE streams SET last_seq = ?, task_seq = max(task_seq, ?)"
             " WHERE stream = ?",
