@@ -50,7 +50,7 @@ SPARE_DIVISOR: Final = 16  #: 1/16 of the bytes is kept free for entries during 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _BY_FIRST_SUBMISSION: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
-    " is_live OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
+    " runs_on OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
     " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
     " FROM tasks INDEXED BY tasks_first_submitted ORDER BY first_submitted_hlc, key"
 )

@@ -112,7 +112,7 @@ def load_live_tasks(db: sqlite3.Connection, ask: LoadLive) -> LiveLoaded:
         f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
         " WHERE state = 1 AND key > ?1"
         f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
-        " WHERE is_live = 1 AND state > 1 AND key > ?1 ORDER BY key",
+        " WHERE runs_on = 1 AND key > ?1 ORDER BY key",
         (ask.after_key,),
     )
     built = member_ranges.live_rows_after(db, ask.after_key)

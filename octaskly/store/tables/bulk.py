@@ -50,9 +50,9 @@ class BulkStatement:
 
 
 TASK_INSERT: Final = BulkStatement(
-    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
-    " attempts, cancel_term, has_succeeded, is_unblocked,"
-    " is_blocked, place, reprioritized, last_change_hlc, notify, command, timeout_s,"
+    "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by,"
+    " attempts, cancel_term, has_succeeded, is_unblocked, is_blocked, place,"
+    " reprioritized, runs_on, last_change_hlc, notify, command, timeout_s,"
     " inputs, outputs, options, stdin, items, env, submitter, created_ms, ord, shape,"
     " first_submitted_hlc, last_submitted_hlc, stream, seq)"
     " VALUES",
@@ -61,70 +61,58 @@ TASK_INSERT: Final = BulkStatement(
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
     " submitter, created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream,"
-    " seq, state, is_live) VALUES",
+    " seq, state) VALUES",
     13,
-    same=", 0, 0",
+    same=", 0",
 )
 """For queued tasks that are nothing but a command."""
 RUNNING_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
     " submitter, created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream,"
-    " seq, node, attempts, state, is_live) VALUES",
+    " seq, node, attempts, state) VALUES",
     15,
-    same=", 1, 1",
+    same=", 1",
 )
 """For the same tasks, if they already run at the commit."""
-TASK_STATE_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, is_live, attempts, last_change_hlc, key) AS (VALUES",
-    6,
-    ") UPDATE tasks SET state = v.state, node = v.node, is_live = v.is_live,"
-    " attempts = v.attempts, last_change_hlc = v.last_change_hlc"
-    " FROM v WHERE tasks.key = v.key",
+
+
+def _update_of_tasks(*columns: str) -> BulkStatement:
+    """Return the statement that sets columns of tasks; the last value is the key.
+
+    SQLite reads rows of `VALUES` one by one here. It would first copy the rows of a
+    common table expression, which could name them.
+    """
+    changes = ", ".join(f"{name} = v.column{n}" for n, name in enumerate(columns, 1))
+    width = len(columns) + 1
+    return BulkStatement(
+        f"UPDATE tasks SET {changes} FROM (VALUES",  # noqa: S608
+        width,
+        f") AS v WHERE tasks.key = v.column{width}",
+    )
+
+
+TASK_STATE_UPDATE: Final = _update_of_tasks(
+    "state", "node", "attempts", "last_change_hlc"
 )
 """For tasks whose other columns did not change, which are most."""
-TASK_END_UPDATE: Final = BulkStatement(
-    "WITH v (state, is_live, attempts, last_change_hlc, key) AS (VALUES",
-    5,
-    ") UPDATE tasks SET state = v.state, is_live = v.is_live, attempts = v.attempts,"
-    " last_change_hlc = v.last_change_hlc FROM v WHERE tasks.key = v.key",
-)
+TASK_END_UPDATE: Final = _update_of_tasks("state", "attempts", "last_change_hlc")
 """The same for tasks that keep their node: SQLite would write its index again."""
-TASK_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, by, is_live, attempts, cancel_term,"
-    " has_succeeded, is_unblocked, is_blocked, place, reprioritized,"
-    " last_change_hlc, notify, key) AS (VALUES",
-    14,
-    ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, attempts = v.attempts,"
-    " cancel_term = v.cancel_term,"
-    " has_succeeded = v.has_succeeded,"
-    " is_unblocked = v.is_unblocked, is_blocked = v.is_blocked,"
-    " place = v.place, reprioritized = v.reprioritized,"
-    " last_change_hlc = v.last_change_hlc, notify = v.notify"
-    " FROM v WHERE tasks.key = v.key",
+TASK_UPDATE: Final = _update_of_tasks(
+    *("state", "node", "cancelled_by", "attempts", "cancel_term", "has_succeeded"),
+    *("is_unblocked", "is_blocked", "place", "reprioritized", "runs_on"),
+    *("last_change_hlc", "notify"),
 )
 STORED_UPDATE: Final = BulkStatement(
-    "WITH v (stored_ms, key) AS (VALUES",
+    "UPDATE tasks SET stored_ms = max(stored_ms, v.column1) FROM (VALUES",
     2,
-    ") UPDATE tasks SET stored_ms = max(tasks.stored_ms, v.stored_ms)"
-    " FROM v WHERE tasks.key = v.key",
+    ") AS v WHERE tasks.key = v.column2",
 )
-SUBMISSION_UPDATE: Final = BulkStatement(
-    "WITH v (first_submitted_hlc, last_submitted_hlc, stream, seq, key) AS (VALUES",
-    5,
-    ") UPDATE tasks SET first_submitted_hlc = v.first_submitted_hlc,"
-    " last_submitted_hlc = v.last_submitted_hlc, stream = v.stream, seq = v.seq"
-    " FROM v WHERE tasks.key = v.key",
+SUBMISSION_UPDATE: Final = _update_of_tasks(
+    "first_submitted_hlc", "last_submitted_hlc", "stream", "seq"
 )
-SPEC_UPDATE: Final = BulkStatement(
-    "WITH v (command, timeout_s, inputs, outputs, options, stdin, items, env,"
-    " submitter, created_ms, ord, shape, key) AS (VALUES",
-    13,
-    ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
-    " inputs = v.inputs, outputs = v.outputs, options = v.options, stdin = v.stdin,"
-    " items = v.items, env = v.env, submitter = v.submitter,"
-    " created_ms = v.created_ms, ord = v.ord, shape = v.shape"
-    " FROM v WHERE tasks.key = v.key",
+SPEC_UPDATE: Final = _update_of_tasks(
+    *("command", "timeout_s", "inputs", "outputs", "options", "stdin", "items"),
+    *("env", "submitter", "created_ms", "ord", "shape"),
 )
 LOG_INSERT: Final = BulkStatement(
     "INSERT INTO log (stream, seq, n, hlc, task_id, heads, body) VALUES", 7

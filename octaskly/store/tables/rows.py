@@ -84,13 +84,13 @@ class StoredTask(NamedTuple):
 
 
 OptionalColumns = tuple[
-    str | None, int, bool, bool, bool, int | None, str | None, int | None
+    str | None, int, bool, bool, bool, int | None, str | None, bool, int | None
 ]
 """`cancelled_by`, `cancel_term`, `has_succeeded`, `is_unblocked`, `is_blocked`,
-`place`, `reprioritized` and `notify` of a task."""
+`place`, `reprioritized`, `runs_on` and `notify` of a task."""
 NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (
     *(None, 0, False, False, False),
-    *(None, None, None),
+    *(None, None, False, None),
 )
 
 _large_columns: Final = itemgetter(*map(TASK_COLUMNS.split(", ").index, _LARGE_COLUMNS))
@@ -225,12 +225,15 @@ def has_options_or_attempts(row: Row) -> bool:
     return row[3] is not None or row[10] is not None
 
 
-def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
+def optional_columns(
+    record: TaskRecord, *, is_blocked: bool, runs_on: bool
+) -> OptionalColumns:
     """Return the columns that are empty for most tasks.
 
     A plain task has `NO_OPTIONAL_COLUMNS` itself, so that the two compare fast.
     """
-    if record.spec is not None and has_no_optional_columns(record, record.spec):
+    spec = record.spec
+    if spec is not None and not runs_on and has_no_optional_columns(record, spec):
         return NO_OPTIONAL_COLUMNS
     cancel = (record.cancelled_by, record.cancel_term)
     flags = (record.has_succeeded, record.is_unblocked, is_blocked)
@@ -238,7 +241,7 @@ def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns
     if change is not None:
         numbers = (change.term, change.hlc, change.priority)
         text = json.encode(numbers).decode()
-    return (*cancel, *flags, place_of(record), text, notify_of(record))
+    return (*cancel, *flags, place_of(record), text, runs_on, notify_of(record))
 
 
 def is_plain(spec: TaskSpec) -> bool:

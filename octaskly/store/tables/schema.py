@@ -116,7 +116,8 @@ CREATE INDEX pending_entries_task ON pending_entries (task_id);
 -- `core.log.merge`. (`stream`, `seq`) is the entry of the latest submission.
 -- `last_change_hlc` is the timestamp of the latest fact, and `stored_ms` the time at
 -- which this disk stored it by its wall clock, or 0 if the timestamp serves. `notify`
--- is 1 until the notification of the end was sent, then 0. `shape` identifies the
+-- is 1 until the notification of the end was sent, then 0. `runs_on` is 1 if the latest
+-- attempt runs although the task is in a final state. `shape` identifies the
 -- requirements of a task; that of an array is inverted. Each shape of each submitter
 -- has its own lane in the queue; members have no submitter. `place` replaces `ord` in
 -- the queue after a change of the priority, which is in `reprioritized` as term,
@@ -132,7 +133,7 @@ CREATE TABLE tasks (
     state INTEGER NOT NULL,
     node TEXT,
     cancelled_by TEXT,
-    is_live INTEGER NOT NULL,
+    runs_on INTEGER NOT NULL DEFAULT 0,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     submitter TEXT NOT NULL,
@@ -162,7 +163,7 @@ CREATE TABLE tasks (
 -- Tasks with unmet dependencies are not in the queue.
 CREATE INDEX tasks_queued ON tasks (shape, submitter, ifnull(place, ord))
     WHERE state = 0 AND is_blocked = 0;
-CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
+CREATE INDEX tasks_live ON tasks (key) WHERE runs_on = 1;
 CREATE INDEX tasks_state ON tasks (state, key);
 -- By block, so that a commit writes few pages, and without the state, so that an end
 -- writes none.
@@ -180,7 +181,7 @@ CREATE INDEX tasks_with_options ON tasks (state, key)
 CREATE INDEX tasks_failed ON tasks (last_change_hlc) WHERE state = 3;
 -- Ended tasks whose stdin may be freed: see `store.writing.stdin_freeing`.
 CREATE INDEX tasks_stdin ON tasks (state, submitter)
-    WHERE length(stdin) > 4096 AND state > 1;
+    WHERE state > 1 AND length(stdin) > 4096;
 
 -- `started_ms` and `ended_ms` are the earliest start and the latest end of an attempt.
 CREATE TABLE arrays (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,11 +25,13 @@ from octaskly.core.log.facts import (
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.arrays import array_of, member_spec, split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.tasks import Attempt, TaskSpec
+from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
 from octaskly.ports import Packer
 from octaskly.store.tables import arrays, bulk, rows
 from octaskly.store.tables.arrays import MEMBER_BIRTH, ArrayMembers
 from octaskly.store.tables.floors import read_meta_numbers
+
+_RUNNING: Final = rows.NUMBER_OF[TaskState.RUNNING]  #: ended states have higher numbers
 
 
 class PendingEntry(NamedTuple):
@@ -364,7 +366,8 @@ def task_from(
         kind, record = arrays.MEMBER, replace(record, spec=None)
     if members is not None:
         members.counted_without_row = members.without_row(record.cancelled_by)
-    is_blocked = record.waits_for is not None
+    is_blocked, is_live = record.waits_for is not None, rows.is_live(record)
+    runs_on = is_live if members is None else members.live_count > 0
     return ProjectedTask(
         record,
         row[0],
@@ -375,9 +378,11 @@ def task_from(
         submission_times=birth,
         stored_submission_times=birth,
         members=members,
-        counted_live=rows.is_live(record),
+        counted_live=is_live,
         is_blocked=is_blocked,
-        stored_optional=rows.optional_columns(record, is_blocked=is_blocked),
+        stored_optional=rows.optional_columns(
+            record, is_blocked=is_blocked, runs_on=runs_on and state > _RUNNING
+        ),
     )
 
 

@@ -105,12 +105,15 @@ class RowChanges:
         number = rows.NUMBER_OF[state]
         node = rows.counted_node(record, state)
         self.dependency_changes.compare_task(task, record, state)
-        optional = rows.optional_columns(record, is_blocked=task.is_blocked)
+        runs_on = is_live and state.is_final
+        optional = rows.optional_columns(
+            record, is_blocked=task.is_blocked, runs_on=runs_on
+        )
         self.notification_count += state.is_final and optional[-1] == rows.TO_NOTIFY
         if task.counted_as is None:
-            self._add_full_insert(task, record, spec, (number, node, is_live), optional)
+            self._add_full_insert(task, record, spec, (number, node), optional)
         else:
-            self._add_update(task, record, spec, (number, node, is_live), optional)
+            self._add_update(task, record, spec, (number, node), optional)
         task.stored_optional = optional
         task.stored_spec, task.stored_submission_times = spec, task.submission_times
         task.is_final = state.is_final
@@ -174,10 +177,9 @@ class RowChanges:
         state, node = record.state, attempts[0].node
         if state is TaskState.QUEUED:
             return False
-        number, is_live = rows.NUMBER_OF[state], state is TaskState.RUNNING
+        number, is_final = rows.NUMBER_OF[state], state is not TaskState.RUNNING
         packed = rows.pack_attempts(record, task.outputs)
-        self._update_state(task, (number, node, is_live), packed)
-        is_final = not is_live
+        self._update_state(task, (number, node), packed)
         if is_final and not task.is_final:
             self.dependency_changes.ended_parents.append((record.id, state))
         task.is_final = is_final
@@ -189,17 +191,17 @@ class RowChanges:
         task: ProjectedTask,
         record: TaskRecord,
         spec: TaskSpec,
-        place: tuple[int, NodeId | None, bool],
+        place: tuple[int, NodeId | None],
         optional: rows.OptionalColumns,
     ) -> None:
         assert task.submission_times is not None
         number = rows.sequence_of(record.id)
-        state, node, is_live = place
+        state, node = place
         attempts = rows.pack_attempts(record, task.outputs)
         by, *flags, notify = optional
         self.inserts.append(
             (
-                *(task.key, record.id, number, state, node, by, is_live),
+                *(task.key, record.id, number, state, node, by),
                 *(attempts, *flags, task.changed_hlc, notify),
                 *(*rows.spec_row(spec), *astuple(task.submission_times)),
             )
@@ -210,10 +212,10 @@ class RowChanges:
         task: ProjectedTask,
         record: TaskRecord,
         spec: TaskSpec,
-        place: tuple[int, NodeId | None, bool],
+        place: tuple[int, NodeId | None],
         optional: rows.OptionalColumns,
     ) -> None:
-        state, node, is_live = place
+        state, node = place
         attempts = rows.pack_attempts(record, task.outputs)
         changed, key = task.changed_hlc, task.key
         if optional == task.stored_optional:
@@ -221,7 +223,7 @@ class RowChanges:
         else:
             by, *flags, notify = optional
             self.updates.append(
-                (state, node, by, is_live, attempts, *flags, changed, notify, key)
+                (state, node, by, attempts, *flags, changed, notify, key)
             )
         if spec is not task.stored_spec and spec != task.stored_spec:
             self.spec_updates.append((*rows.spec_row(spec), key))
@@ -232,15 +234,15 @@ class RowChanges:
     def _update_state(
         self,
         task: ProjectedTask,
-        place: tuple[int, NodeId | None, bool],
+        place: tuple[int, NodeId | None],
         attempts: bytes | None,
     ) -> None:
-        state, node, is_live = place
+        state, node = place
         changed, key = task.changed_hlc, task.key
         if task.counted_as is not None and task.counted_as[1] == (node or ""):
-            self.end_updates.append((state, is_live, attempts, changed, key))
+            self.end_updates.append((state, attempts, changed, key))
         else:
-            self.state_updates.append((state, node, is_live, attempts, changed, key))
+            self.state_updates.append((state, node, attempts, changed, key))
 
     def add_member(
         self, task: ProjectedTask, array: ProjectedTask, members: ArrayMembers
@@ -258,8 +260,9 @@ class RowChanges:
         by, attempts = record.cancelled_by, rows.pack_attempts(record, task.outputs)
         verdict = (record.cancel_term, record.has_succeeded)
         # Dependencies and changes of the priority are of the array.
-        flags = (*verdict, False, False, rows.place_of(array.record), None)
-        row = (number, node, by, is_live, attempts, *flags, task.changed_hlc, None)
+        runs_on = is_live and state.is_final
+        flags = (*verdict, False, False, rows.place_of(array.record), None, runs_on)
+        row = (number, node, by, attempts, *flags, task.changed_hlc, None)
         if task.counted_as is None or task.is_in_range:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)

@@ -16,10 +16,10 @@ def test_steps_before_all_tasks_are_not_kept() -> None:
     db = kit.database()
     first, second = ClockStep(NOW_MS, DAY_MS), ClockStep(NOW_MS + DAY_MS, DAY_MS)
     third = ClockStep(NOW_MS + 9 * DAY_MS, DAY_MS)
-    columns = "key, id, ord, state, is_live, command, timeout_s"
+    columns = "key, id, ord, state, command, timeout_s"
     db.execute(
         f"INSERT INTO tasks ({columns}, submitter, created_ms, first_submitted_hlc)"  # noqa: S608
-        " VALUES (1, 'a', 1, 2, 0, '', 1, '', 1, ?)",
+        " VALUES (1, 'a', 1, 2, '', 1, '', 1, ?)",
         (hlc_of(NOW_MS + DAY_MS // 2),),
     )
 
