@@ -255,7 +255,7 @@ class DispatchStep:
         assert task.attempt is not None
         assert task.node is not None
         outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
-        self.write_end(task, task.attempt, task.node, outcome)
+        self.write_end(task, task.attempt, task.node, outcome, is_live=True)
         self.free_task(task, outcome, now)
 
     def free_task(self, task: QueuedTask, outcome: Outcome, now: Moment) -> None:
@@ -291,8 +291,13 @@ class DispatchStep:
 
     # --- Facts about tasks in hand, and what follows from them.
 
-    def write(self, task: QueuedTask, fact: TaskFact) -> None:
-        """Write a fact about a task in hand, and carry out what follows from it."""
+    def write(
+        self, task: QueuedTask, fact: TaskFact, *, is_live_end: bool = False
+    ) -> None:
+        """Write a fact about a task in hand, and carry out what follows from it.
+
+        `is_live_end`: it is the end of the live attempt, which the caller frees.
+        """
         before = task.final_state
         self.facts.append(fact)
         task.add_fact(fact)
@@ -306,10 +311,7 @@ class DispatchStep:
         self.announce_ended((task.spec.id,))
         if final is before:
             return
-        is_own_end = isinstance(fact, Finished) and task.is_live_at(
-            fact.node, fact.attempt
-        )
-        if not is_own_end:
+        if not is_live_end:
             self.carry_out_verdict(task, before)
         if final is TaskState.FAILED and task.array is not None:
             self._count_member_failure(task.array)
@@ -333,8 +335,12 @@ class DispatchStep:
         attempt: AttemptId,
         node: NodeId,
         outcome: Outcome,
+        *,
+        is_live: bool = False,
     ) -> None:
         """Write how an attempt ended, with the verdict on its task if there is one.
+
+        `is_live`: it is the live attempt, and the caller frees the task.
 
         The verdict on a task that this epoch has not read follows when it is read. So
         does that on the loss of a member whose array may have been cancelled: the
@@ -346,7 +352,8 @@ class DispatchStep:
             end = Attempt(attempt, node, outcome.state, outcome)
             is_verdict = task_rules.decides(end, task.record, task.final_state)
             term = self.epoch.term if is_verdict else 0
-        self.write(task, Finished(task.spec.id, attempt, node, outcome, term))
+        end_fact = Finished(task.spec.id, attempt, node, outcome, term)
+        self.write(task, end_fact, is_live_end=is_live)
 
     def end_members(self, live: LiveRange, ends: Sequence[tuple[int, Outcome]]) -> None:
         """Write the successes of live members of a range.

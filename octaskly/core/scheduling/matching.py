@@ -97,7 +97,7 @@ class Matcher:
         while waiting:
             turn, number, lane, flow = waiting[0]
             task = None
-            is_skipped = lane.key in blocked or (is_full and not lane.key.shape)
+            is_skipped = lane.key in blocked if lane.key.shape else is_full
             if flow.queued and not is_skipped:
                 task = queue.first_in_flow(flow)
             if task is None:

@@ -106,8 +106,10 @@ class QueuedTask(Struct, eq=False, gc=False):
         spec = self.spec = record.spec or TaskSpec(id=record.id, command="")
         if (place := split_member_id(record.id)) is not None:
             self.array, self.number = place
-        self.flow = flow_of(spec)
-        self.slots = slots_of(spec.options)
+        if spec.options is None:  # A shortcut for most tasks.
+            self.flow = spec.submitter, self.array
+        else:
+            self.flow, self.slots = flow_of(spec), slots_of(spec.options)
         if record.attempts or record.cancelled_by:
             self._update_final_state()
 

@@ -575,8 +575,7 @@ class TaskQueue:
             assert task.shares is not None
             self.tasks.release(task.node, task)
             release(task.shares, task.slots)
-        task.stage = stage
-        self.tasks.note_stage(task)
+        self.tasks.set_stage(task, stage)
         if stage is Stage.QUEUED:
             self._enqueue(task)
 

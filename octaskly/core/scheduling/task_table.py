@@ -45,7 +45,9 @@ class HeldAttempts:
         """Count attempts at a task, or members of a range, that came or (< 0) went."""
         self.attempts += attempts
         self.slots += attempts
-        requires = None if spec.options is None else spec.options.requires
+        if spec.options is None:  # A shortcut for most tasks.
+            return
+        requires = spec.options.requires
         if requires is not None and requires.needs_exclusive_resources:
             self.slots += attempts * (requires.slots - 1)
             self.memory_mb += attempts * requires.memory_mb
@@ -53,10 +55,7 @@ class HeldAttempts:
 
 
 class TaskTable:
-    """Tasks by id.
-
-    Whoever changes the stage of a task calls `note_stage`.
-    """
+    """Tasks by id."""
 
     def __init__(self) -> None:
         self._tasks: dict[TaskId, QueuedTask] = {}
@@ -83,7 +82,10 @@ class TaskTable:
         """Add a task, or replace the one with its id."""
         task_id = task.spec.id
         self._tasks[task_id] = task
-        self.note_stage(task)
+        if task.stage in WAITING_STAGES:
+            self._waiting[task_id] = task
+        else:
+            self._waiting.pop(task_id, None)
         if task.array is not None:
             self._members.setdefault(task.array, {})[task_id] = task
 
@@ -98,11 +100,12 @@ class TaskTable:
             if not members:
                 del self._members[task.array]
 
-    def note_stage(self, task: QueuedTask) -> None:
-        """Note the current stage of a task in the table."""
-        if task.stage in WAITING_STAGES:
+    def set_stage(self, task: QueuedTask, stage: Stage) -> None:
+        """Change the stage of a task."""
+        before, task.stage = task.stage, stage
+        if stage in WAITING_STAGES:
             self._waiting[task.spec.id] = task
-        else:
+        elif before is not Stage.LIVE:
             self._waiting.pop(task.spec.id, None)
 
     @property
