@@ -302,8 +302,7 @@ class DispatchStep:
         self.facts.append(fact)
         task.add_fact(fact)
         self.pin_until_durable(task)
-        if self.changed_since_query is not None:
-            self.changed_since_query.add(task.spec.id)
+        self.note_changed((task.spec.id,))
         final = task.final_state
         # A verdict is also announced if it repeats one: clients may not have been told.
         if final is None or (final is before and isinstance(fact, Finished)):

@@ -69,17 +69,10 @@ class Matcher:
         return None if options is None else self._locality.input_bytes(options)
 
     def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Return pairs of task and worker; the caller assigns each before the next.
+        """Yield pairs of task and worker; the caller assigns each before the next.
 
         An array stands for its first remaining member.
         """
-        if self._queue.lanes.has_constrained:
-            return self._match_with_reservation(now)
-        return self._match_by_turn(now)
-
-    def _match_with_reservation(
-        self, now: Moment
-    ) -> Iterator[tuple[QueuedTask, NodeId]]:
         while True:
             reservation = self.reservation
             yield from self._match_by_turn(now)
@@ -145,9 +138,7 @@ class Matcher:
     ) -> NodeId | None:
         """Choose a worker with room for the next task of a lane, if there is one."""
         inputs = None if task.spec.options is None else self.input_bytes(task)
-        reserved = (
-            () if self.reservation is None else self.reserved_from(task, lane.key)
-        )
+        reserved = self.reserved_from(task, lane.key)
         if not lane.key.shape:
             return self._pool.take_slot(reserved, inputs)
         among = None

@@ -182,8 +182,8 @@ class Lane:
         first = self._first_skipped_ord
         self._first_skipped_ord = ord_ if first is None else min(first, ord_)
 
-    def count_task(self, task: QueuedTask) -> Flow:
-        """Count a task without putting it into the order; return its flow."""
+    def push(self, task: QueuedTask) -> None:
+        """Queue a task at its place in the order, unless workers are excluded."""
         self.queued += 1
         task.lane = self.key
         task.size_bytes = task.size_bytes or task.spec.size_bytes
@@ -193,11 +193,6 @@ class Lane:
         if flow is None:
             flow = self.flows[key] = Flow(key, self._turns)
         flow.queued += 1
-        return flow
-
-    def push(self, task: QueuedTask) -> None:
-        """Queue a task at its place in the order."""
-        flow = self.count_task(task)
         if not task.has_exclusions:
             flow.push(task)
 

@@ -307,10 +307,9 @@ class TaskQueue:
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
             # Inputs that a worker lacked in an earlier epoch may have arrived since.
-            lacked_inputs = outcome is not None and outcome.reason is EndReason.INPUTS
             if (
                 outcome is not None
-                and lacked_inputs
+                and outcome.reason is EndReason.INPUTS
                 and attempt.id.term == self.reads.term
             ):
                 task.add_missing_inputs(attempt.node, outcome.detail)
@@ -401,8 +400,6 @@ class TaskQueue:
 
     def flows_with_task(self, lane: Lane) -> list[Flow]:
         """Return the flows of a lane that have a next task."""
-        if not lane.flows:
-            return []
         return [f for f in [*lane.flows.values()] if self.first_in_flow(f) is not None]
 
     def first_in_flow(self, flow: Flow) -> QueuedTask | None:
