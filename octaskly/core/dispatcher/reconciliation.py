@@ -61,13 +61,17 @@ class Reconciler:
         self._queue = step.queue
         self._pool = step.pool
         self._reattach_s = reattach_s
+        self._progress = 0  #: of the exchange of logs when the times last started
+        self.stop_waiting()
+
+    def stop_waiting(self) -> None:
+        """Wait for nobody, before the first epoch and at the end of each."""
         self._read_delayed_until_s = 0.0  #: while the queue's reads are paused
         self._read_delay_end_s = 0.0
         self.is_log_behind = False
         """Whether nodes here may hold ends that this log does not."""
         self._log_awaited_until_s = 0.0  #: while it is behind
         self._log_wait_end_s = 0.0  #: the latest time for both, however much arrives
-        self._progress = 0  #: of the exchange of logs when the times last started
         self._awaited: dict[NodeId | None, float] = {}
         """Time until which the attempts of an absent worker are left alone.
 
@@ -79,6 +83,7 @@ class Reconciler:
         """Tasks with ends from other logs that this epoch has not repeated yet."""
         self._repeats_left = 0  #: see `REPEATS_MAX`
         self._answers_wait_until_s = math.inf  #: for these; infinite: none waits
+        self._resume_reading()
 
     @property
     def is_repeating(self) -> bool:
@@ -158,15 +163,6 @@ class Reconciler:
         """Read what is in the log."""
         self._queue.is_reading_paused = False
         self._set_timer()
-
-    def stop_waiting(self) -> None:
-        """Wait for nobody."""
-        self._awaited.clear()
-        self.is_log_behind = False
-        self._unread.clear()
-        self._unrepeated.clear()
-        self._answers_wait_until_s = math.inf
-        self._resume_reading()
 
     def _set_timer(self) -> None:
         self._timers.set(Timer.REATTACH, self.deadline())
