@@ -125,16 +125,19 @@ def _outcome_of(record: TaskRecord) -> Outcome:
 
 
 def _unread_ends(world: World, machine: Machine, task: TaskId) -> frozenset[AttemptId]:
-    """Return the attempts whose ends other nodes have, and their dispatcher lacks."""
+    """Return the attempts whose ends other nodes have, and their dispatcher lacks.
+
+    The result of a worker that is back may be on its way, but must not have been taken
+    for lost since.
+    """
     here = machine.disk.shown(task)
     known = _reported_ends(here.attempts if here else ())
     ends: set[AttemptId] = set()
     for other in world.machines.values():
         record = other.disk.shown(task)
         found = [*(record.attempts if record else ())]
-        is_back = other.node is not None and other.node.dispatcher == machine.id
-        if not is_back:
-            ends.update(ended for spooled, ended in other.disk.spool if spooled == task)
+        results = other.disk.spool.keys() - world.promises.losses_of_present
+        ends.update(ended for spooled, ended in results if spooled == task)
         ends |= _reported_ends(found)
     return frozenset(ends - known)
 
