@@ -781,7 +781,7 @@ FIRST: dict[Plant, int] = {
     new_dispatcher_trusts_its_own_log: 3,
     newcomers_receive_no_records: 2,
     no_epoch_check_in_worker: 98,
-    older_programs_are_followed: 13,
+    older_programs_are_followed: 24,
     records_are_not_in_snapshots: 8,
     retired_streams_need_not_be_held: 202,
     slots_of_submitters_do_not_count: 3,
