@@ -133,8 +133,8 @@ class RowChanges:
         key, birth, tries = task.key, task.submission_times, record.attempts
         if len(tries) > 1 or not rows.is_plain(spec):
             return False
-        if tries and not tries[0].state.is_live:
-            return False
+        if record.state is not (TaskState.RUNNING if tries else TaskState.QUEUED):
+            return False  # A verdict may come before the end that caused it.
         assert key is not None
         assert birth is not None
         number = rows.sequence_of(record.id)
@@ -175,9 +175,10 @@ class RowChanges:
         ):
             return False
         state, node = record.state, attempts[0].node
-        if state is TaskState.QUEUED:
+        is_final = state is not TaskState.RUNNING
+        if state is TaskState.QUEUED or (is_final and attempts[0].state.is_live):
             return False
-        number, is_final = rows.NUMBER_OF[state], state is not TaskState.RUNNING
+        number = rows.NUMBER_OF[state]
         packed = rows.pack_attempts(record, task.outputs)
         self._update_state(task, (number, node), packed)
         if is_final and not task.is_final:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.log.facts import Fact
+from octaskly.core.log.facts import Decided, Fact
 from octaskly.core.model.ids import Address, NodeId, StreamId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
 from octaskly.ports import TaskQuery
 from octaskly.store import Store, move_aside
+from octaskly.store.tables import rows
 from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
 from octaskly.store.tables.schema import VERSION
@@ -109,6 +110,26 @@ async def refused(path: Path) -> StoreError:
         await asyncio.to_thread(kit.open_store(path).open)
     assert path.read_bytes() == before
     return caught.value
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+async def test_a_verdict_may_come_before_its_end(tmp_path: Path, commits: int) -> None:
+    """Another stream has the end; until it comes, the attempt runs on."""
+    path, committed = tmp_path / "log.db", list[int]()
+    assigned = kit.assigned(1)
+    where = assigned.attempt, assigned.node
+    verdict = Decided(assigned.task, TaskState.FAILED, 1, *where)
+    facts: list[Fact] = [kit.submitted(1), assigned, verdict]
+    size = len(facts) // commits
+    async with opened(path, committed) as store:
+        for n in range(commits):
+            some = facts[n * size : (n + 1) * size]
+            store.append_entries(n, kit.entries(some, after=n * size), kit.EPOCHS)
+            await until(partial(has_committed, committed, n))
+
+    with closing(sqlite3.connect(path)) as db:
+        found = db.execute("SELECT state, runs_on FROM tasks").fetchall()
+    assert found == [(rows.NUMBER_OF[TaskState.FAILED], 1)]
 
 
 @pytest.mark.slow
