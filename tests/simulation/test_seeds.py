@@ -56,16 +56,11 @@ from tests.simulation.world import World
 HERE = Path(__file__).parent
 SEEDS = range(500)  #: run on each change
 
-NEWEST = "# --- The newest:"  #: starts the part of `regressions.txt` for each change
-
-
-def seeds_in(text: str) -> list[list[str]]:
-    """Return the seeds of a part of `regressions.txt`, each with its kind, if any."""
-    lines = (line.split("#")[0].split() for line in text.splitlines())
-    return [words for words in lines if words]
-
-
-OLDER, _, NEWER = (HERE / "regressions.txt").read_text().partition(NEWEST)
+REGRESSIONS = [
+    words
+    for line in (HERE / "regressions.txt").read_text().splitlines()
+    if (words := line.split("#")[0].split())
+]
 
 
 @pytest.mark.slow
@@ -77,14 +72,7 @@ def test_accepted_tasks_survive_any_fault(seeds: range) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [
-        *(pytest.param(seed, marks=pytest.mark.soak) for seed in seeds_in(OLDER)),
-        *seeds_in(NEWER),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", REGRESSIONS, ids=" ".join)
 def test_seed_that_once_failed_passes(words: list[str]) -> None:
     """A seed that once found a bug stays fixed."""
     seed, kind = words if len(words) > 1 else (*words, "seed")
