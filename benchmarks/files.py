@@ -13,12 +13,12 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self
 
 from benchmarks import compare
 from benchmarks.measure import (
@@ -56,7 +56,11 @@ WITHOUT_FILES: Final = (
     ("latency", 100, "submit to result, ms", "before, by submit to result"),
 )
 """A comparison, its turns in a round, its figure, and the name of the row."""
-_Ordered = TypeVar("_Ordered", float, "_Cost")
+
+NGINX: Final = "nginx by HTTPS"
+BY_NGINX: Final = "the same forwarded by nginx"
+FETCH: Final = "fetch over HTTPS"
+FORWARDED: Final = "forwarded fetch"
 
 NGINX_PORT: Final = 8443
 NGINX_CONF: Final = """
@@ -90,7 +94,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         lender, (worker,) = roles(lab)
         yield from _small(lender, worker, runs=1 if quick else 5)
         size_bytes = (1 << 28) if quick else LARGE_BYTES
-        yield from _large(lab, lender, worker, size_bytes, runs=1 if quick else 3)
+        yield from _large(lab, lender, worker, size_bytes, turns=1 if quick else 5)
     with Lab(1 + MANY_HOSTS) as lab:
         form(lab)
         yield from _many(lab, (1 << 24) if quick else SHAPED_BYTES)
@@ -158,109 +162,114 @@ def _small(lender: Host, worker: Host, *, runs: int) -> Iterator[Row]:
 
 
 def _large(
-    lab: Lab, lender: Host, worker: Host, size_bytes: int, *, runs: int
+    lab: Lab, lender: Host, worker: Host, size_bytes: int, *, turns: int
 ) -> Iterator[Row]:
     """Move a file of random bytes in each direction and way.
 
-    The times of each way are those of its best run, with a new file each where the
-    other host would have it already.
+    The ways take turns, so that other work on the machine meets all of them alike. Each
+    figure is a median over the turns, and each ratio the median of those in one turn.
     """
-
-    def best(measure: Callable[[int], _Ordered]) -> _Ordered:
-        return _best(runs, lab.folder / "written", size_bytes, measure)
-
     memory_mb = [rss_mb(host.first.process.pid) for host in (lender, worker)]
-    with _Nginx(lab, lender, size_bytes) as server:
-        nginx = best(lambda _: _costs(lambda: _curl(worker, server.url), server.pid))
-        rate = size_bytes / nginx.wall_s / 1e6
-        yield "nginx by HTTPS", f"{rate:.0f} MB/s", "1.00", "", ""
-        with server.forwarded_by(worker) as (url, pid):
-            by_nginx = best(
-                lambda _: _costs(lambda: _curl(worker, url), server.pid, pid)
-            )
-    # No goal: a forwarded fetch that reaches it costs what it must.
-    least = "the same forwarded by nginx"
-    yield _rate_row(least, by_nginx.wall_s, nginx.wall_s, 0.0, size_bytes)
-    written_s = best(lambda _: _write(lab.folder / "written", size_bytes))
-    yield _rate_row("write of a new file", written_s, nginx.wall_s, 0.0, size_bytes)
-    stored = [_random_bytes(size_bytes) for _ in range(runs)]
-    sent_s = best(lambda run: _upload(worker, lender, stored[run]))
-    yield _rate_row("upload over HTTPS", sent_s, nginx.wall_s, 0.4, size_bytes)
+    pids = [host.first.process.pid for host in (lender, worker)]
+    path, token = _output(lender, size_bytes), lender.token()
     plain_s = statistics.median(_timed(worker, {}) for _ in range(5))
-    files = [{"sha256": content_digest(data), "node": lender.name} for data in stored]
-    supplied_s = best(lambda run: _timed(worker, {"stdin_file": files[run]}))
-    yield _rate_row(
-        "supply to a task's node", supplied_s - plain_s, nginx.wall_s, 0.4, size_bytes
-    )
-    path = _output(lender, size_bytes)
-    pid, token = lender.first.process.pid, lender.token()
-    fetched = best(
-        lambda _: _costs(lambda: _download(worker, lender, path, token), pid)
-    )
-    yield _rate_row("fetch over HTTPS", fetched.wall_s, nginx.wall_s, 1.0, size_bytes)
-    yield bound_row(
-        "fetch: CPU of the agent, by that of nginx", fetched.cpu_s / nginx.cpu_s, "", 2
-    )
-    forwarded = best(
-        lambda _: _costs(
-            lambda: _download(worker, worker, path, token),
-            *(host.first.process.pid for host in (lender, worker)),
-        ),
-    )
-    yield _rate_row("forwarded fetch", forwarded.wall_s, nginx.wall_s, 0.6, size_bytes)
-    ratio = forwarded.cpu_s / by_nginx.cpu_s
+    stored = _Stored(lender, worker, size_bytes, plain_s)
+    unused = lab.folder / "written"
+    with (
+        _Nginx(lab, lender, size_bytes) as server,
+        server.forwarded_by(worker) as (url, pid),
+    ):
+        ways = {
+            NGINX: _Way(lambda: _curl(worker, server.url), [server.pid]),
+            # No goal: a forwarded fetch that reaches it costs what it must.
+            BY_NGINX: _Way(lambda: _curl(worker, url), [server.pid, pid]),
+            "write of a new file": _Way(lambda: _write(unused, size_bytes)),
+            "upload over HTTPS": _Way(stored.upload, goal=0.4),
+            "supply to a task's node": _Way(stored.supply, goal=0.4),
+            FETCH: _Way(lambda: _download(worker, lender, path, token), pids[:1], 1.0),
+            FORWARDED: _Way(lambda: _download(worker, worker, path, token), pids, 0.6),
+        }
+        costs = [
+            {name: _move(way, unused, size_bytes) for name, way in ways.items()}
+            for _ in range(turns)
+        ]
+    for name, way in ways.items():
+        yield _rate_row(name, costs, way.goal, size_bytes)
+    ratio = _median_of(costs, lambda turn: turn[FETCH].cpu_s / turn[NGINX].cpu_s)
+    yield bound_row("fetch: CPU of the agent, by that of nginx", ratio, "", 2)
+    ratio = _median_of(costs, lambda turn: turn[FORWARDED].cpu_s / turn[BY_NGINX].cpu_s)
     yield "forwarded fetch: CPU of both nodes, by nginx", "", f"{ratio:.2f}", "", ""
-    peaks = [rss_max_mb(host.first.process.pid) for host in (lender, worker)]
     growth_mb = max(
-        after - before for before, after in zip(memory_mb, peaks, strict=True)
+        rss_max_mb(pid) - before for pid, before in zip(pids, memory_mb, strict=True)
     )
     yield bound_row("most memory for these files", growth_mb, "MB", MEMORY_MB)
 
 
-def _best(
-    runs: int, unused: Path, size_bytes: int, measure: Callable[[int], _Ordered]
-) -> _Ordered:
-    """Return the least of several runs; a run gets its number.
+class _Stored:
+    """A file of random bytes that no node has, and then one, and then both."""
 
-    None of them waits for the disk to take what others have written. In none of them
-    does a virtual machine get a file's memory from its host for the first time, which
-    can take a second a GB: a file with the size of the measured one was there before.
+    def __init__(
+        self, lender: Host, worker: Host, size_bytes: int, plain_s: float
+    ) -> None:
+        self._lender, self._worker = lender, worker
+        self._size_bytes, self._plain_s = size_bytes, plain_s
+        self._sha256 = ""
 
-    Args:
-        runs: Their number.
-        unused: Path at which there is no file.
-        size_bytes: Size of the files that a run writes.
-        measure: Measures one.
-    """
-    costs = []
-    for run in range(runs):
-        os.sync()
-        _write(unused, size_bytes)
-        costs.append(measure(run))
-    return min(costs)
+    def upload(self) -> float:
+        """Upload a new file to the lender; return the seconds."""
+        data = _random_bytes(self._size_bytes)
+        self._sha256 = content_digest(data)
+        return _upload(self._worker, self._lender, data)
+
+    def supply(self) -> float:
+        """Run a task elsewhere that reads it; return the seconds that this adds."""
+        file = {"sha256": self._sha256, "node": self._lender.name}
+        return _timed(self._worker, {"stdin_file": file}) - self._plain_s
+
+
+class _Way(NamedTuple):
+    """A way to move a file."""
+
+    move: Callable[[], float]  #: returns the seconds
+    servers: Sequence[int] = ()  #: process ids
+    goal: float = 0.0  #: least rate, by that of nginx; 0 for none
 
 
 class _Cost(NamedTuple):
-    """The cost of a download; the smaller one took less time."""
+    """What one move took."""
 
     wall_s: float
     cpu_s: float  #: of the servers
 
 
-def _costs(download: Callable[[], float], *servers: int) -> _Cost:
-    before_s = sum(map(_all_cpu_s, servers))
-    wall_s = download()
-    return _Cost(wall_s, sum(map(_all_cpu_s, servers)) - before_s)
+_Turn = dict[str, _Cost]  #: by way
+
+
+def _move(way: _Way, unused: Path, size_bytes: int) -> _Cost:
+    """Move a file once.
+
+    It does not wait for the disk to take what others have written. Nor does a virtual
+    machine get the file's memory from its host for the first time, which can take a
+    second a GB: a file with the size of the measured one was at `unused` before.
+    """
+    os.sync()
+    _write(unused, size_bytes)
+    before_s = sum(map(_all_cpu_s, way.servers))
+    wall_s = way.move()
+    return _Cost(wall_s, sum(map(_all_cpu_s, way.servers)) - before_s)
 
 
 def _all_cpu_s(pid: int) -> float:
     return cpu_s(pid) + sum(cpu_s(child) for child in children(pid))
 
 
-def _rate_row(
-    name: str, taken_s: float, nginx_s: float, goal: float, size_bytes: int
-) -> Row:
-    ratio = nginx_s / taken_s
+def _median_of(turns: Iterable[_Turn], figure: Callable[[_Turn], float]) -> float:
+    return statistics.median(map(figure, turns))
+
+
+def _rate_row(name: str, turns: Sequence[_Turn], goal: float, size_bytes: int) -> Row:
+    ratio = _median_of(turns, lambda turn: turn[NGINX].wall_s / turn[name].wall_s)
+    taken_s = _median_of(turns, lambda turn: turn[name].wall_s)
     value = f"{size_bytes / taken_s / 1e6:.0f} MB/s"
     if not goal:
         return name, value, f"{ratio:.2f}", "", ""
