@@ -52,7 +52,7 @@ REASONS: Final = {
     "supply to a task's node": "one thread hashes all bytes in order, 1.0 to 1.3 s a"
     " GB while both nodes share two cores; two connections and larger pieces gained"
     " nothing",
-    "forwarded fetch": "nginx that forwards to nginx reaches 0.6 to 0.7 itself; two"
+    "forwarded fetch": "nginx that forwards to nginx reaches 0.5 to 0.7 itself; two"
     " nodes take 1.2 times its CPU; two threads took more CPU and were no faster",
     "longest pause of its loop": "a request of 10 000 tasks is accepted in one step"
     " of the node, some 26 ms of CPU",

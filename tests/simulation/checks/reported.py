@@ -55,9 +55,11 @@ def _note_dispatchers(world: World, machine: Machine, change: Advertise) -> None
 def _note_losses(world: World, machine: Machine, append: Append) -> None:
     """Note attempts that a dispatcher takes for lost though it could know their ends.
 
-    Their workers follow it, and a node that follows it has the end, on disk.
+    Their workers have said what they run, and a node that follows it has the end, on
+    disk.
     """
     assert machine.node is not None
+    peers = machine.node._peer_table.peers
     for entry in append.entries:
         fact = entry.fact
         if not isinstance(fact, Finished) or not _is_presumed(fact):
@@ -69,7 +71,8 @@ def _note_losses(world: World, machine: Machine, append: Append) -> None:
             for other in world.machines.values()
             if other.node is not None and other.node.dispatcher == machine.id
         ]
-        is_back = any(other.id == fact.node for other in present)
+        view = peers.get(fact.node)
+        is_back = fact.node == machine.id or (view is not None and view.is_worker)
         if is_back and any(_has_end(o, fact.task, fact.attempt) for o in present):
             world.promises.losses_of_present.add((fact.task, fact.attempt))
 
