@@ -65,7 +65,7 @@ class Reconciler:
         self.stop_waiting()
 
     def stop_waiting(self) -> None:
-        """Wait for nobody, before the first epoch and at the end of each."""
+        """Drop all waits. Each epoch starts without any."""
         self._read_delayed_until_s = 0.0  #: while the queue's reads are paused
         self._read_delay_end_s = 0.0
         self.is_log_behind = False

@@ -50,7 +50,7 @@ class Discovering:
     last_look: Moment  #: latest check for better candidates
     suspicion: Suspicion | None = None  #: of a dispatcher that peers name
     probed: NodeId | None = None  #: peers were asked about it early, to find a relay
-    asked_s: float = -math.inf  #: latest question whom the peers follow
+    asked_s: float = -math.inf  #: when peers were last asked whom they follow
 
 
 @dataclass(slots=True)

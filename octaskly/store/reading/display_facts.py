@@ -62,7 +62,7 @@ def _activity(
 ) -> tuple[int | None, MemberFailure | None]:
     """Return the start of running work, and the first failed member.
 
-    `key` and `hlc` are the key and the timestamp of the latest fact.
+    `key` is that of the task's row, `hlc` the timestamp of its latest fact.
     """
     is_running = record.state is TaskState.RUNNING
     counted = members.get(key)

@@ -130,8 +130,8 @@ def _outcome_of(record: TaskRecord) -> Outcome:
 def _unread_ends(world: World, machine: Machine, task: TaskId) -> frozenset[AttemptId]:
     """Return the attempts whose ends other nodes have, and their dispatcher lacks.
 
-    The result of a worker that is back may be on its way, but must not have been taken
-    for lost since.
+    A result that is still on its way from a worker counts, too, unless its attempt was
+    taken for lost while that worker was here.
     """
     here = machine.disk.shown(task)
     known = _reported_ends(here.attempts if here else ())
