@@ -197,10 +197,15 @@ def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
 
 
 def _are_of_a_split(world: World, task: TaskId, before: Told, now: Told) -> bool:
-    """Return True if two halves of a split made these outcomes."""
+    """Return True if two halves of a split made these outcomes.
+
+    Or one made the second, and the other one, which hears of it now, had the first.
+    """
+    epochs = world.promises.epochs
     firsts = set(_makers(world, task, before.outcome[1]))
     seconds = set(_makers(world, task, now.outcome[1]))
-    epochs = world.promises.epochs
+    if any(node == now.node for node, _ in before.holders):
+        firsts |= {epoch for epoch in epochs if epoch.node == now.node}
     return any(_are_halves(epochs, *pair) for pair in product(firsts, seconds))
 
 
