@@ -117,7 +117,7 @@ class OutcomeRecorder:
     ) -> None:
         """Record the end of the attempt that is under way, and do what follows."""
         outcome = report.outcome
-        self._step.write_end(task, report.attempt, node, outcome, is_live=True)
+        self._step.write_end(task, report.attempt, node, outcome)
         if outcome.state is AttemptState.FAILED:
             task.missing_room = ""
         elif outcome.reason in REFUSAL_REASONS:

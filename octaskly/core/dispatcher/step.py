@@ -255,7 +255,7 @@ class DispatchStep:
         assert task.attempt is not None
         assert task.node is not None
         outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
-        self.write_end(task, task.attempt, task.node, outcome, is_live=True)
+        self.write_end(task, task.attempt, task.node, outcome)
         self.free_task(task, outcome, now)
 
     def free_task(self, task: QueuedTask, outcome: Outcome, now: Moment) -> None:
@@ -291,12 +291,10 @@ class DispatchStep:
 
     # --- Facts about tasks in hand, and what follows from them.
 
-    def write(
-        self, task: QueuedTask, fact: TaskFact, *, is_live_end: bool = False
-    ) -> None:
+    def write(self, task: QueuedTask, fact: TaskFact) -> None:
         """Write a fact about a task in hand, and carry out what follows from it.
 
-        `is_live_end`: it is the end of the live attempt, which the caller frees.
+        If it is the end of the live attempt, `free_task` follows.
         """
         before = task.final_state
         self.facts.append(fact)
@@ -310,7 +308,7 @@ class DispatchStep:
         self.announce_ended((task.spec.id,))
         if final is before:
             return
-        if not is_live_end:
+        if not _is_live_end(task, fact):
             self.carry_out_verdict(task, before)
         if final is TaskState.FAILED and task.array is not None:
             self._count_member_failure(task.array)
@@ -329,17 +327,9 @@ class DispatchStep:
         self.pin_until_durable(task)
 
     def write_end(
-        self,
-        task: QueuedTask,
-        attempt: AttemptId,
-        node: NodeId,
-        outcome: Outcome,
-        *,
-        is_live: bool = False,
+        self, task: QueuedTask, attempt: AttemptId, node: NodeId, outcome: Outcome
     ) -> None:
         """Write how an attempt ended, with the verdict on its task if there is one.
-
-        `is_live`: it is the live attempt, and the caller frees the task.
 
         The verdict on a task that this epoch has not read follows when it is read. So
         does that on the loss of a member whose array may have been cancelled: the
@@ -351,8 +341,7 @@ class DispatchStep:
             end = Attempt(attempt, node, outcome.state, outcome)
             is_verdict = task_rules.decides(end, task.record, task.final_state)
             term = self.epoch.term if is_verdict else 0
-        end_fact = Finished(task.spec.id, attempt, node, outcome, term)
-        self.write(task, end_fact, is_live_end=is_live)
+        self.write(task, Finished(task.spec.id, attempt, node, outcome, term))
 
     def end_members(self, live: LiveRange, ends: Sequence[tuple[int, Outcome]]) -> None:
         """Write the successes of live members of a range.
@@ -634,3 +623,7 @@ class DispatchStep:
     def _write_assignment(self, fact: Assigned | MembersAssigned) -> None:
         self.facts.append(fact)
         self._next_seq += fact.count
+
+
+def _is_live_end(task: QueuedTask, fact: TaskFact) -> bool:
+    return isinstance(fact, Finished) and task.is_live_at(fact.node, fact.attempt)
