@@ -353,10 +353,11 @@ def unread_attempts_are_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher takes its log for complete after a short wait."""
     real = Reconciler.expire_absent_workers
 
-    def hasty(self: Reconciler, now: Moment) -> None:
-        real(self, now)
+    def hasty(self: Reconciler, now: Moment) -> list[Effect]:
+        effects = real(self, now)
         if not self._queue.is_reading_paused:
             self.is_log_behind = False
+        return effects
 
     patch.setattr(Reconciler, "expire_absent_workers", hasty)
 

@@ -50,6 +50,8 @@ class Promises:
         self.outcomes: dict[TaskId, Told] = {}  #: announced last
         self.epochs: dict[Epoch, set[Epoch]] = {}
         """In the order of time; with each, those of all dispatchers at its start."""
+        self.lacking_logs: set[Epoch] = set()
+        """Dispatchers that could not read all logs within `LOG_WAIT_S_MAX`."""
         self.losses_of_present: set[tuple[TaskId, AttemptId]] = set()
         """Attempts taken for lost though a node that followed had their ends."""
         self._foreign: dict[Kept, float] = {}

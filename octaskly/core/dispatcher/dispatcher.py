@@ -557,7 +557,7 @@ class Dispatcher:
             effects += self._commit_step(now)
         if self.reconciler.deadline() > now.mono_s:
             return effects
-        self.reconciler.expire_absent_workers(now)
+        effects += self.reconciler.expire_absent_workers(now)
         effects += self._settle_refused(now)
         return effects + self._wait_for_copies(now)
 

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Effect, LogLine
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.merge import TaskRecord, join_records
 from octaskly.core.model.arrays import array_of
@@ -41,6 +42,7 @@ LOG_WAIT_S_MAX = 30.0
 Meanwhile only queued tasks that are in memory start, so a snapshot of gigabytes, which
 takes longer, is not awaited to its end.
 """
+LOGS_GIVEN_UP = "logs of other nodes not read in time"
 LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
 REPEATS_MAX = 10_000
 """Ends of other logs that are repeated after each wait for logs.
@@ -217,11 +219,12 @@ class Reconciler:
         if self._awaited.pop(node, None) is not None:
             self._set_timer()
 
-    def expire_absent_workers(self, now: Moment) -> None:
+    def expire_absent_workers(self, now: Moment) -> list[Effect]:
         """Give up the attempts of workers that did not come back in time.
 
         If these are many, the rest follows in the next step, whose timer is due.
         """
+        effects: list[Effect] = []
         if self._read_delayed_until_s <= now.mono_s:
             self._resume_reading()
         if self._answers_wait_until_s <= now.mono_s:
@@ -229,7 +232,9 @@ class Reconciler:
         if self.is_log_behind:
             if self._log_awaited_until_s > now.mono_s:
                 self._set_timer()
-                return  # It may have the ends of their attempts.
+                return effects  # It may have the ends of their attempts.
+            waited_s = now.mono_s - self._log_wait_end_s + LOG_WAIT_S_MAX
+            effects.append(_gave_up_logs(waited_s))
             self.trust_log()
         lost = 0
         for node in [n for n, at_s in self._awaited.items() if at_s <= now.mono_s]:
@@ -240,6 +245,7 @@ class Reconciler:
             del self._awaited[node]
             self._step.lose_attempts(held_tasks, now)
         self._set_timer()
+        return effects
 
     def withdraw_ended(self, ended: Iterable[TaskId]) -> None:
         """Begin none of these: the log of another node, on this disk, has their ends.
@@ -473,6 +479,14 @@ class Reconciler:
         elif not task.is_worker_confirmed and not self.is_log_behind:
             self._step.lose_attempt(task, now)
             self._step.recount_worker(node)
+
+
+def _gave_up_logs(waited_s: float) -> LogLine:
+    fields = (
+        ("waited_s", round(waited_s, 1)),
+        ("hint", "a task that ended on another node may run again"),
+    )
+    return LogLine("warning", LOGS_GIVEN_UP, fields)
 
 
 def _live_attempts(record: TaskRecord) -> list[Attempt]:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import product
 
-from octaskly.core.effects import Advertise, AnnounceTaskStates, Append
+from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX, LOGS_GIVEN_UP
+from octaskly.core.effects import Advertise, AnnounceTaskStates, Append, LogLine
 from octaskly.core.log.facts import Decided, Finished, TaskCancelled, TaskFact
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
 from octaskly.core.log.range_facts import task_entries
@@ -33,6 +34,7 @@ def watch_reports(world: World) -> None:
 
     world.watchers.on_effect((Advertise,), partial(_note_dispatchers, world))
     world.watchers.on_effect((Append,), partial(_note_losses, world))
+    world.watchers.on_effect((LogLine,), partial(_note_unread_logs, world))
     world.watchers.on_effect((AnnounceTaskStates,), on_announced)
 
 
@@ -50,6 +52,14 @@ def _note_dispatchers(world: World, machine: Machine, change: Advertise) -> None
         others = {node.epoch for node in nodes if node is not None}
         assert machine.node is not None
         world.promises.epochs[machine.node.epoch] = others
+
+
+def _note_unread_logs(world: World, machine: Machine, line: LogLine) -> None:
+    """Note a dispatcher that has waited as long for logs as G4 says."""
+    is_given_up = line.event == LOGS_GIVEN_UP
+    if is_given_up and dict(line.fields)["waited_s"] == LOG_WAIT_S_MAX:
+        assert machine.node is not None
+        world.promises.lacking_logs.add(machine.node.epoch)
 
 
 def _note_losses(world: World, machine: Machine, append: Append) -> None:
@@ -172,6 +182,7 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
         or bool(world.restored)
         or _is_late_end(record, before, now)
         or _are_of_a_split(world, record.id, before, now)
+        or _lacked_a_log(world, record.id, before, now)
     )
 
 
@@ -219,6 +230,14 @@ def _are_halves(epochs: dict[Epoch, set[Epoch]], first: Epoch, second: Epoch) ->
     order = list(epochs)
     earlier, later = sorted((first, second), key=order.index)
     return later.term <= earlier.term or earlier in epochs[later]
+
+
+def _lacked_a_log(world: World, task: TaskId, before: Told, now: Told) -> bool:
+    """Return True if a dispatcher ran the task again as it could not read a log."""
+    makers = set(_makers(world, task, now.outcome[1]))
+    holders = {node for node, _ in before.holders}
+    lacking = makers & world.promises.lacking_logs
+    return any(epoch.node not in holders for epoch in lacking)
 
 
 def _makers(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octaskly.core.dispatcher.task_rules import LOSSES_MAX
 from octaskly.core.effects import Append, Effect, MergeRows
 from octaskly.core.events import Event, Persisted
 from octaskly.core.log.facts import (
@@ -298,11 +299,17 @@ def failures_are_tried_again(world: World) -> None:
         is_meant = rule.on_failure or all(
             a.outcome is not None and a.outcome.exit_code in rule.codes for a in failed
         )
-        if not rule.on_lost:
-            continue  # The attempt may have been lost before its failure was known.
+        if not rule.on_lost or _losses(record) >= LOSSES_MAX:
+            continue  # Its losses ended it, perhaps before its failure was known.
         assert not (is_meant and has_failed(chosen)) or len(failed) > rule.retries, (
             f"{record} was tried {len(failed)} times"
         )
+
+
+def _losses(record: TaskRecord) -> int:
+    """Return how many attempts were lost; in a split, several run at one time."""
+    outcomes = [attempt.outcome for attempt in record.attempts]
+    return sum(o is not None and o.reason is EndReason.LOST for o in outcomes)
 
 
 def arrays_add_up(world: World) -> None:

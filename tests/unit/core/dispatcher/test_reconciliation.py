@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
-from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX
+from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX, LOGS_GIVEN_UP
 from octaskly.core.dispatcher.task_rules import LOSSES_MAX, superseded_end
 from octaskly.core.effects import (
     AnnounceTaskStates,
@@ -12,6 +12,7 @@ from octaskly.core.effects import (
     LoadQueued,
     LoadTasks,
     LoadUnblocked,
+    LogLine,
 )
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Decided, Finished, Submitted
@@ -353,8 +354,11 @@ def test_logs_are_awaited_while_parts_arrive_for_a_bounded_time() -> None:
         reconciler.extend_waits(tenths, moment(tenths / 10))
 
     assert world.timers.next_at() == moment(LOG_WAIT_S_MAX).mono_s
-    asked = world.dispatch.on_time(moment(LOG_WAIT_S_MAX))
-    assert asked[:1] == [LoadLive(1, 0, 1000)]
+    warning, asked, *_ = world.dispatch.on_time(moment(LOG_WAIT_S_MAX))
+    assert isinstance(warning, LogLine)
+    assert warning.event == LOGS_GIVEN_UP
+    assert dict(warning.fields)["waited_s"] == LOG_WAIT_S_MAX
+    assert asked == LoadLive(1, 0, 1000)
     assert not reconciler.is_log_behind
 
 
@@ -375,7 +379,7 @@ def test_an_absent_worker_is_awaited_while_a_log_may_have_its_ends() -> None:
     world.dispatch.reconciler.extend_waits(1, moment(4))
 
     assert world.dispatch.on_time(moment(8)) == []
-    effects = world.dispatch.on_time(moment(9))
+    _, *effects = world.dispatch.on_time(moment(9))
 
     assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
 
@@ -478,10 +482,10 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert world.timers.next_at() == moment(5).mono_s
 
-    assert world.dispatch.on_time(moment(LATE)) == [
-        LoadLive(1, 0, 1000),
-        LoadQueued(1, -1, 1000),
-    ]
+    warning, *asked = world.dispatch.on_time(moment(LATE))
+    assert isinstance(warning, LogLine)
+    assert warning.event == LOGS_GIVEN_UP
+    assert asked == [LoadLive(1, 0, 1000), LoadQueued(1, -1, 1000)]
     live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
