@@ -32,7 +32,7 @@ from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message, PackedMessage
-from octaskly.ports import DurableStore
+from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.log import Logger, LogThrottle, log_line
 
@@ -254,7 +254,7 @@ class CoreLoop(StepLoop[Node]):
         *,
         clock: SystemClock,
         log: Logger,
-        store: DurableStore,
+        store: Store,
         limits: Limits,
         on_stopped: Callable[[], None],
     ) -> None:

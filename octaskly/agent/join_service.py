@@ -20,7 +20,6 @@ from octaskly.joining.invites import InviteServer
 from octaskly.joining.join_requests import WaitingMachines
 from octaskly.ports import (
     Clock,
-    DurableStore,
     Gateway,
     IssuedInvite,
     JoinStatus,
@@ -28,6 +27,7 @@ from octaskly.ports import (
     VisitorInvite,
     WaitingMachine,
 )
+from octaskly.store import Store
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
@@ -67,7 +67,7 @@ class AgentJoinService:
         name: str,
         key: NodeKey,
         gateway: Gateway,
-        store: DurableStore,
+        store: Store,
         invites: InviteServer | None,
         waiting_machines: WaitingMachines | None,
         mesh_changes: MeshChangeCallbacks,
@@ -248,7 +248,7 @@ def build_member_join_service(
     *,
     node: NodeInfo,
     gateway: Gateway,
-    store: DurableStore,
+    store: Store,
     clock: Clock,
     log: Logger,
     mesh_changes: MeshChangeCallbacks,

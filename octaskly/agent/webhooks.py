@@ -24,7 +24,8 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NO_EPOCH
 from octaskly.core.model.timer_heap import backoff
 from octaskly.errors import MeshError, StoreError
-from octaskly.ports import Clock, DurableStore
+from octaskly.ports import Clock
+from octaskly.store import Store
 from octaskly.system.log import Logger
 
 PENDING_MAX = 10_000  #: ended tasks in memory; others wait in the store
@@ -60,7 +61,7 @@ class WebhookScheduler:
 
     def __init__(
         self,
-        store: DurableStore,
+        store: Store,
         view: MeshView,
         poster: WebhookSender,
         clock: Clock,

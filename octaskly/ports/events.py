@@ -1,15 +1,15 @@
-"""Interfaces for the change feed: log reader, event source and subscriptions."""
+"""Interfaces for the change feed: event source and subscriptions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from octaskly.core.change_feed import FeedItem, FeedPage, FeedPosition, StreamExtent
+from octaskly.core.change_feed import FeedItem, FeedPosition
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import Attempt
 
 EndedMember = tuple[int, TaskRecord]
@@ -32,34 +32,6 @@ class RecentAttempts:
     running: tuple[AttemptWithTask, ...]  #: oldest task first
     ended: tuple[AttemptWithTask, ...]  #: latest end first
     is_truncated: bool  #: `ended` may be incomplete
-
-
-class LogReader(Protocol):
-    """Reads the log in timestamp order."""
-
-    async def stream_extents_at(
-        self, hlc: int
-    ) -> tuple[int, tuple[StreamExtent, ...], int]:
-        """Read the latest timestamp up to `hlc`, and the end of each stream then.
-
-        The third item is the digest of the retired streams, which are left out.
-        """
-
-    async def read_feed_page(
-        self, vector: Mapping[StreamId, int], limit: int
-    ) -> FeedPage:
-        """Read entries beyond `vector` from all streams, in timestamp order."""
-
-    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read up to `limit` running attempts, and up to `limit` ended ones."""
-
-    async def read_ended_members(
-        self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[EndedMember, ...]:
-        """Read ended members at positions `first` to `last`, in order, with outputs.
-
-        There may be fewer than `limit`, but at least one, if their outputs are long.
-        """
 
 
 class EventSubscription(Protocol):
@@ -86,10 +58,10 @@ class EventSource(Protocol):
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read ended members; see `LogReader`."""
+        """Read ended members; see `Store`."""
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read running and recently ended attempts; see `LogReader`.
+        """Read running and recently ended attempts; see `Store`.
 
         Raises:
             NotDispatcher: Another node is dispatcher.

@@ -1,4 +1,4 @@
-"""Interfaces of the clock, the packer and the durable store."""
+"""Interfaces of the clock and the packer, and what the store returns."""
 
 from __future__ import annotations
 
@@ -9,30 +9,9 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
-from octaskly.core.effects import (
-    LoadLive,
-    LoadQueued,
-    LoadTasks,
-    LoadUnblocked,
-    MergeRows,
-    PlanFloor,
-    Save,
-    ServePull,
-    StageRows,
-)
-from octaskly.core.events import (
-    FloorPlanned,
-    LiveLoaded,
-    QueuedLoaded,
-    SavedState,
-    TasksLoaded,
-    UnblockedLoaded,
-)
-from octaskly.core.log.facts import Entry, PackedEntry, Recorded
+from octaskly.core.log.facts import Entry, PackedEntry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import (
-    Address,
-    AttemptId,
     Epoch,
     Moment,
     NodeId,
@@ -40,11 +19,9 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.task_options import ArraySpec, BlobRef, InputTree
+from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.core.model.tasks import Outcome, TaskState
-from octaskly.core.protocol.messages import PackedMessage, Report
-from octaskly.ports.events import LogReader
-from octaskly.ports.files import KeptOutput
+from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports.histogram import Histogram
 
 
@@ -201,195 +178,3 @@ class RecordQuery:
         None  #: timestamp and key of the last record of a page
     )
     is_newest_first: bool = False
-
-
-class DurableStore(LogReader, Protocol):
-    """The durable store: log, tasks, attempts, spool and peers.
-
-    Calls that write return at once, and one writer performs them in order. After the
-    commit that makes `number` and all before it durable, `on_persisted(number)` is
-    called on the event loop. Calls that read are coroutines.
-    """
-
-    def open(self) -> SavedState:
-        """Open or create the database and return the node's saved state.
-
-        Raises:
-            StoreCorrupt: The file is damaged, or written by a newer version. It is left
-                unchanged.
-            StoreError: The file cannot be opened or locked.
-        """
-
-    def append_entries(
-        self,
-        number: int,
-        entries: Sequence[Entry],
-        epochs: Sequence[tuple[StreamId, Epoch]] = (),
-    ) -> None:
-        """Queue entries for the next commit."""
-
-    def stage_rows(self, item: StageRows) -> None:
-        """Queue a part of a snapshot, which is kept until it is merged.
-
-        `open` drops incomplete snapshots, and merges complete ones.
-        """
-
-    def merge_rows(self, item: MergeRows) -> None:
-        """Queue the merge of the next part. The last one raises the vector."""
-
-    def save_node_state(self, item: Save) -> None:
-        """Queue node state for the next commit."""
-
-    def spool_results(self, reports: Sequence[Report]) -> None:
-        """Queue results, which are kept until `unspool_results`."""
-
-    def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
-        """Queue the deletion of spooled results."""
-
-    def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
-        """Queue a peer's addresses."""
-
-    async def wait_until_purged(self) -> None:
-        """Wait until no row below the compaction floor is left."""
-
-    async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
-        """Read queued tasks of one lane with `ord > after_ord`, in order."""
-
-    async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
-        """Read some of the tasks whose latest attempt has not ended.
-
-        Some of them are in a final state, such as cancelled ones.
-        """
-
-    async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
-        """Read tasks and arrays by id: the first of `ask`, at least one."""
-
-    async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
-        """Read tasks whose dependencies are met or broken, oldest first."""
-
-    async def read_pull_reply(
-        self,
-        pull: ServePull,
-        bytes_max: int,
-    ) -> PackedMessage:
-        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`.
-
-        It waits while a snapshot is merged here, if the reply is one.
-        """
-
-    async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
-        """Find how far the compaction floor may rise."""
-
-    async def read_vector(self) -> VectorItems:
-        """Read the last durable sequence number of each stream."""
-
-    async def read_task(
-        self, ref: str, parts: TaskParts = TaskParts.ALL
-    ) -> TaskRecord | None:
-        """Read the task with this id or name."""
-
-    async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
-        """Read the ids of the tasks with each name, oldest first.
-
-        Unused names are left out.
-        """
-
-    async def read_tasks_by_name(
-        self, names: Sequence[str], *, is_brief: bool = False
-    ) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with each name, oldest first, without outputs.
-
-        Each may have 5 MB. With `is_brief` they have only what a list shows.
-        """
-
-    async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
-        """Read the streams in which these tasks were accepted."""
-
-    async def count_queued_tasks(self) -> int:
-        """Count the queued tasks, array members included."""
-
-    async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
-        """Read at most two names of tasks with this sequence number."""
-
-    async def names_with_short_id(self, text: str) -> tuple[str, ...]:
-        """Read at most four names of tasks that a short id may mean.
-
-        It is a number, or the first 4 to 8 hexadecimal digits of an id.
-        """
-
-    async def find_name_collision(
-        self, arrays: Mapping[TaskId, ArraySpec]
-    ) -> str | None:
-        """Return the name of a task that a member of `arrays` would also have."""
-
-    async def read_task_page(self, query: TaskQuery) -> TaskListPage:
-        """Read one page of tasks."""
-
-    async def read_display_facts(
-        self, records: Sequence[TaskRecord]
-    ) -> Mapping[TaskId, DisplayFacts]:
-        """Read what people see of these tasks, and what their records lack."""
-
-    async def incomplete_member_ranges(
-        self, array: TaskId, limit: int
-    ) -> tuple[tuple[int, int], ...]:
-        """Read the positions of members that are not completed, as ranges in order."""
-
-    @property
-    def notification_count(self) -> int:
-        """A counter that grows when `read_pending_notifications` may find new tasks."""
-
-    async def read_pending_notifications(
-        self, known: frozenset[int], limit: int
-    ) -> PendingNotifications:
-        """Find ended tasks whose notification has not been sent."""
-
-    async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        """Read one page of records, including expired ones."""
-
-    async def read_stats(self) -> StoreStats:
-        """Read the counters."""
-
-    async def count_failures(self, since_ms: int) -> int:
-        """Count the tasks that failed since a wall-clock time, members included.
-
-        The count has an upper bound.
-        """
-
-    async def read_needed_files(
-        self, state: TaskState, after: int, limit: int
-    ) -> tuple[NeededFiles, int]:
-        """Read the files that the next tasks in a state need, and where to go on.
-
-        Args:
-            state: Queued or running.
-            after: Where the last answer said to go on; 0 to begin.
-            limit: How many tasks to look at.
-
-        Returns:
-            The files, and the next value of `after`; 0 at the end.
-        """
-
-    async def find_forgotten(
-        self, kept: Sequence[KeptOutput]
-    ) -> tuple[Sequence[int], int]:
-        """Find outputs of tasks that the floor has deleted.
-
-        Those of an attempt that was assigned in a stream unknown here are not found,
-        nor those that ended after the floor: another node may know their task.
-
-        Returns:
-            Their indices, and the wall-clock milliseconds up to which an end counts.
-        """
-
-    async def count_webhooks(self, submitter: str) -> int:
-        """Count the tasks of a subject whose notification is still to be sent.
-
-        A task counts from its submission.
-        """
-
-    async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
-        """Read the bytes of queued tasks by submitter, beyond so many of each task."""
-
-    async def close(self) -> None:
-        """Commit queued items, stop the writer and close the file."""

@@ -1,7 +1,7 @@
 """The durable store of a node: log, tasks, results and counters in one SQLite file.
 
-`store` implements `ports.DurableStore`. `writing` has the single writer thread,
-`reading` the queries, and `tables` the schema and the database file.
+`writing` has the single writer thread, `reading` the queries, and `tables` the schema
+and the database file.
 """
 
 from octaskly.store.store import Store

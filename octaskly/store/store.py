@@ -1,4 +1,4 @@
-"""`ports.DurableStore` on one SQLite file."""
+"""The durable store of a node in one SQLite file."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
 class Store:
     """Log, tasks, attempts, spool and peers in one file.
 
-    Commits are reported on `loop`. `open` may run in a thread.
+    Calls that write return at once, and one writer performs them in order. After the
+    commit that makes `number` and all before it durable, `on_persisted(number)` is
+    called on the event loop. Calls that read are coroutines. `open` may run in a
+    thread.
 
     Args:
         path: The database file. Its folder is created if it is missing.
@@ -232,7 +235,10 @@ class Store:
         self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
     def stage_rows(self, item: StageRows) -> None:
-        """Queue a part of a snapshot for the next commit."""
+        """Queue a part of a snapshot, which is kept until it is merged.
+
+        `open` drops incomplete snapshots, and merges complete ones.
+        """
         if not item.part.has_more:
             self._merges_left += 1
             self._has_merged.clear()
@@ -287,7 +293,10 @@ class Store:
         )
 
     async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
-        """Read some of the tasks whose latest attempt has not ended."""
+        """Read some of the tasks whose latest attempt has not ended.
+
+        Some of them are in a final state, such as cancelled ones.
+        """
         return await self._query(lambda db: queue.load_live_tasks(db, ask))
 
     async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
@@ -299,7 +308,10 @@ class Store:
         pull: ServePull,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
+        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`.
+
+        It waits while a snapshot is merged here, if the reply is one.
+        """
         packer, snapshots = self._packer, self._snapshots
 
         def entries(db: sqlite3.Connection) -> PackedMessage | None:
@@ -333,7 +345,10 @@ class Store:
     async def stream_extents_at(
         self, hlc: int
     ) -> tuple[int, tuple[StreamExtent, ...], int]:
-        """Read the latest timestamp up to `hlc`, and the end of each stream then."""
+        """Read the latest timestamp up to `hlc`, and the end of each stream then.
+
+        The third item is the digest of the retired streams, which are left out.
+        """
         return await self._query(lambda db: histories.stream_extents_at(db, hlc))
 
     async def read_feed_page(
@@ -351,7 +366,10 @@ class Store:
         return await self._query(lambda db: queries.read_task(db, ref, parts))
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
-        """Read the ids of the tasks with these names."""
+        """Read the ids of the tasks with each name, oldest first.
+
+        Unused names are left out.
+        """
         return await self._query_for_submission(
             lambda db: task_name_collisions.ids_of(db, names)
         )
@@ -359,7 +377,10 @@ class Store:
     async def read_tasks_by_name(
         self, names: Sequence[str], *, is_brief: bool = False
     ) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with these names, without outputs."""
+        """Read the tasks with each name, oldest first, without outputs.
+
+        Each may have 5 MB. With `is_brief` they have only what a list shows.
+        """
         return await self._query_for_submission(
             lambda db: queries.read_tasks_by_name(db, names, is_brief=is_brief)
         )
@@ -379,7 +400,10 @@ class Store:
         return await self._query(lambda db: short_ids.names_with_sequence(db, sequence))
 
     async def names_with_short_id(self, text: str) -> tuple[str, ...]:
-        """Read the names of the tasks that a short id may mean."""
+        """Read at most four names of tasks that a short id may mean.
+
+        It is a number, or the first 4 to 8 hexadecimal digits of an id.
+        """
         return await self._query_for_list(
             lambda db: short_ids.names_with_short_id(db, text)
         )
@@ -416,13 +440,16 @@ class Store:
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read ended members at positions `first` to `last`, with outputs."""
+        """Read ended members at positions `first` to `last`, in order, with outputs.
+
+        There may be fewer than `limit`, but at least one, if their outputs are long.
+        """
         return await self._query_for_list(
             lambda db: queries.read_ended_members(db, array, first, last, limit)
         )
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
-        """Read attempts that run now or have ended since `since_ms`."""
+        """Read up to `limit` running attempts, and as many that ended since."""
         return await self._query_for_list(
             lambda db: attempts.read_recent_attempts(db, self._packer, since_ms, limit)
         )
@@ -453,13 +480,25 @@ class Store:
         )
 
     async def count_failures(self, since_ms: int) -> int:
-        """Count the tasks that failed since a wall-clock time, members included."""
+        """Count the tasks that failed since a wall-clock time, members included.
+
+        The count has an upper bound.
+        """
         return await self._query(lambda db: queries.count_failures(db, since_ms))
 
     async def read_needed_files(
         self, state: TaskState, after: int, limit: int
     ) -> tuple[NeededFiles, int]:
-        """Read the files that the next tasks in a state need, and where to go on."""
+        """Read the files that the next tasks in a state need, and where to go on.
+
+        Args:
+            state: Queued or running.
+            after: Where the last answer said to go on; 0 to begin.
+            limit: How many tasks to look at.
+
+        Returns:
+            The files, and the next value of `after`; 0 at the end.
+        """
         return await self._query(
             lambda db: queries.read_needed_files(db, state, after, limit)
         )
@@ -467,11 +506,21 @@ class Store:
     async def find_forgotten(
         self, kept: Sequence[KeptOutput]
     ) -> tuple[Sequence[int], int]:
-        """Find outputs of tasks that the floor has deleted."""
+        """Find outputs of tasks that the floor has deleted.
+
+        Those of an attempt that was assigned in a stream unknown here are not found,
+        nor those that ended after the floor: another node may know their task.
+
+        Returns:
+            Their indices, and the wall-clock milliseconds up to which an end counts.
+        """
         return await self._query(lambda db: queries.find_forgotten(db, kept))
 
     async def count_webhooks(self, submitter: str) -> int:
-        """Count the tasks of a subject whose notification is still to be sent."""
+        """Count the tasks of a subject whose notification is still to be sent.
+
+        A task counts from its submission.
+        """
         return await self._query(lambda db: queries.count_webhooks(db, submitter))
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""The simulation's disk as a `DurableStore`, with the methods that the core uses.
+"""The simulation's disk as a `Store`, with the methods that the core uses.
 
 It passes the suite of the store, or the simulation would prove things about a disk
 that nobody has.

@@ -1,4 +1,4 @@
-"""Facts, packer and clock for tests of the `DurableStore` port."""
+"""Facts, packer and clock for tests of the `Store`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 from octaskly.core.protocol.messages import Entries, PackedMessage
-from octaskly.ports import DurableStore
 from octaskly.store import Store
 from octaskly.store.tables.log_rows import read_entries
 from octaskly.store.tables.schema import MIGRATIONS
@@ -87,7 +86,7 @@ PEER = NodeId("p")
 
 
 async def entries_of(
-    log: DurableStore, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
+    log: Store, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
 ) -> Entries:
     """Pull entries that lie beyond a vector."""
     pull = ServePull(PEER, tuple(vector.items()))

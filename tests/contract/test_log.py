@@ -53,7 +53,6 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import (
-    DurableStore,
     NeededFiles,
     TaskListPage,
     TaskParts,
@@ -71,7 +70,7 @@ OTHER_WORKER = NodeId("v" * 16)
 class Bench:
     """A log under test, its reported commits, and a way to open it again."""
 
-    def __init__(self, make: Callable[[Callable[[int], None]], DurableStore]) -> None:
+    def __init__(self, make: Callable[[Callable[[int], None]], Store]) -> None:
         self._make = make
         self._number = 0
         self._seqs: dict[StreamId, int] = {}
@@ -122,9 +121,9 @@ for_the_core = pytest.mark.parametrize(
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     disk, clock = Disk(), kit.HandClock(HLC_EPOCH_MS)
 
-    def make(hear: Callable[[int], None]) -> DurableStore:
+    def make(hear: Callable[[int], None]) -> Store:
         if request.param == "simulated disk":
-            return cast("DurableStore", DiskLog(disk, hear, clock))
+            return cast("Store", DiskLog(disk, hear, clock))
         path = tmp_path / "state" / "octaskly.db"
         return Store(path, kit.PicklePacker(), hear, clock)
 
@@ -204,7 +203,7 @@ def later(number: int, *parents: int, end: End = "success") -> Submitted:
     return kit.submitted(number, options=TaskOptions(after=after))
 
 
-async def ripe(log: DurableStore) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
+async def ripe(log: Store) -> tuple[list[tuple[TaskId, TaskId | None]], bool]:
     """Return the ready children, with failed parents, and whether others wait."""
     found = await log.load_unblocked_tasks(LoadUnblocked(7, 100))
     assert found.query_number == 7
@@ -916,7 +915,7 @@ async def test_readers_do_not_wait_for_one_another(bench: Bench) -> None:
     assert [one.result() for one in asked] == list(range(1, 101))
 
 
-async def place(log: DurableStore, number: int) -> int:
+async def place(log: Store, number: int) -> int:
     record = await log.read_task(kit.task_id(number))
     assert record is not None
     assert record.spec is not None

@@ -43,7 +43,7 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.ports import DurableStore, TaskQuery
+from octaskly.ports import TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog
@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(
         self,
-        make: Callable[[Callable[[int], None]], DurableStore],
+        make: Callable[[Callable[[int], None]], Store],
         clock: kit.HandClock,
         back_up: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
@@ -142,12 +142,12 @@ class Bench:
                 await asyncio.sleep(0.005)
         assert page.total == len(numbers)
 
-    async def pull(self, server: DurableStore) -> None:
+    async def pull(self, server: Store) -> None:
         """Pull the entries that another log has beyond this one."""
         held = dict(await self.log.read_vector())
         await self.take(list((await kit.entries_of(server, held)).entries))
 
-    async def stage(self, server: DurableStore, most: int = MANY) -> list[Snapshot]:
+    async def stage(self, server: Store, most: int = MANY) -> list[Snapshot]:
         """Stage this many parts of a snapshot of another log; return all so far."""
         parts: list[Snapshot] = []
         held = dict(await self.log.read_vector())
@@ -188,7 +188,7 @@ class Bench:
             )
             await self.durable()
 
-    async def join(self, server: DurableStore) -> SnapshotHead | None:
+    async def join(self, server: Store) -> SnapshotHead | None:
         """Stage and merge a snapshot of another log, if any; return its head."""
         parts = await self.stage(server)
         if parts:
@@ -201,7 +201,7 @@ class Bench:
 
 
 async def rows_of(
-    log: DurableStore,
+    log: Store,
     vector: Mapping[StreamId, int],
     cursor: SnapshotCursor | None = None,
     bytes_max: int = 1,
@@ -251,7 +251,7 @@ async def benches(
             )
         disks = [Disk()]
         return Bench(
-            lambda hear: cast("DurableStore", DiskLog(disks[-1], hear, clock)),
+            lambda hear: cast("Store", DiskLog(disks[-1], hear, clock)),
             clock,
             lambda: partial(disks.append, disks[-1].copy()),
         )

@@ -33,7 +33,6 @@ from octaskly.ports import (
     KEPT_OUTPUTS_MAX,
     RETENTION_S,
     AttemptOutputs,
-    DurableStore,
     FileQuotaExceeded,
     NeededFiles,
     OutputLocation,
@@ -46,6 +45,7 @@ from octaskly.runner.blobs.holder_connection import (
 )
 from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.output_copies import OutputCopies
+from octaskly.store import Store
 from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
@@ -80,7 +80,7 @@ class TreeKeeper:
 
     def __init__(
         self,
-        store: DurableStore,
+        store: Store,
         view: MeshView,
         fetcher: BlobFetcher,
         copies: OutputCopies,

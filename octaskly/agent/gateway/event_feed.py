@@ -33,8 +33,8 @@ from octaskly.core.model.hlc import HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import NodeId, StreamId
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.errors import NotDispatcher
-from octaskly.ports import DurableStore
 from octaskly.ports.events import RecentAttempts
+from octaskly.store import Store
 
 BUFFERED_ITEMS_MAX = 4096  #: a subscriber further behind is disconnected
 READ_ENTRIES_MAX = 500  #: log entries per read
@@ -56,7 +56,7 @@ class EventFeed:
 
     def __init__(
         self,
-        store: DurableStore,
+        store: Store,
         view: MeshView,
         stream: Callable[[], StreamId | None],
         wait_until_replicated: Callable[[], Awaitable[object]],

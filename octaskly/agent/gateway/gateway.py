@@ -70,7 +70,6 @@ from octaskly.errors import (
 from octaskly.ports import (
     DispatcherView,
     DisplayFacts,
-    DurableStore,
     Health,
     KeptOutput,
     MeshStats,
@@ -82,6 +81,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.events import EndedMember
 from octaskly.ports.output import OutputChunk
+from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
 
@@ -91,7 +91,7 @@ PURGE_WAIT_S: Final = 10.0  #: longest wait of a request; the purge continues
 
 async def purge_ended_tasks(
     pending_requests: PendingRequests,
-    store: DurableStore,
+    store: Store,
     older_than_s: int,
     require_dispatcher: Callable[[], None],
 ) -> int | None:
@@ -147,7 +147,7 @@ class AgentGateway:
         *,
         node_id: NodeId,
         mesh_id: str | None,
-        store: DurableStore,
+        store: Store,
         clock: SystemClock,
         post: Callable[[ev.Event], None],
         files: LocalFiles,

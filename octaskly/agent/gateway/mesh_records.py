@@ -17,7 +17,8 @@ from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import RecordDraft, is_valid_record
 from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
-from octaskly.ports import DurableStore, RecordQuery
+from octaskly.ports import RecordQuery
+from octaskly.store import Store
 
 RecordListener = Callable[[Recorded], None]
 
@@ -28,7 +29,7 @@ class Records:
     def __init__(
         self,
         pending_requests: PendingRequests,
-        store: DurableStore,
+        store: Store,
         health_checks: HealthChecks,
     ) -> None:
         self._pending_requests = pending_requests

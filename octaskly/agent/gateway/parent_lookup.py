@@ -24,7 +24,8 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.output_patterns import has_wildcards, prefixes
-from octaskly.ports import DurableStore, TaskParts
+from octaskly.ports import TaskParts
+from octaskly.store import Store
 
 FilesOfTree = Callable[[InputTree], Mapping[str, int]]
 """Returns the files of a tree with their sizes; none if it is not here. Blocks."""
@@ -39,7 +40,7 @@ _NOT_FOUND = "Parent task not found"
 async def resolve_parents(
     drafts: Sequence[TaskDraft],
     submitter: str,
-    store: DurableStore,
+    store: Store,
     find_task: FindTask,
 ) -> tuple[TaskDraft, ...]:
     """Return the drafts with the log ids of their parents.
@@ -59,7 +60,7 @@ async def resolve_parents(
 async def check_input_paths(
     drafts: Sequence[TaskDraft],
     submitter: str,
-    store: DurableStore,
+    store: Store,
     files_of: FilesOfTree,
 ) -> None:
     """Check that no sent file is where an output of a parent will be.
@@ -105,7 +106,7 @@ def _gets_both(draft: TaskDraft) -> bool:
 
 
 async def _outputs_of(
-    task: str, own: Mapping[str, TaskDraft], store: DurableStore
+    task: str, own: Mapping[str, TaskDraft], store: Store
 ) -> dict[str, int | None]:
     """Return the files that a task has as outputs, with their sizes if known."""
     if (draft := own.get(task)) is not None:
@@ -194,7 +195,7 @@ class _ParentResolver:
 async def _read_parent_names(
     drafts: Sequence[TaskDraft],
     own: Mapping[str, TaskDraft],
-    store: DurableStore,
+    store: Store,
     find_task: FindTask,
 ) -> dict[str, str]:
     """Return the log ids of the parents that are not in this request."""

@@ -13,7 +13,8 @@ from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreError
-from octaskly.ports import Clock, DurableStore, QueueSample
+from octaskly.ports import Clock, QueueSample
+from octaskly.store import Store
 
 SAMPLE_PERIOD_S = 5.0
 SAMPLES_MAX = 120  #: ten minutes
@@ -22,7 +23,7 @@ SAMPLES_MAX = 120  #: ten minutes
 class QueueHistorySampler:
     """Samples the queue on the dispatcher; other nodes have no samples."""
 
-    def __init__(self, store: DurableStore, view: MeshView, clock: Clock) -> None:
+    def __init__(self, store: Store, view: MeshView, clock: Clock) -> None:
         self._store, self._view, self._clock = store, view, clock
         self._samples: deque[QueueSample] = deque(maxlen=SAMPLES_MAX)
         #: The time of the last sample and the number of ended tasks then.

@@ -15,7 +15,7 @@ from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import NothingToRetry, TaskNotEnded
-from octaskly.ports import DurableStore
+from octaskly.store import Store
 
 #: Prefix of a retry's idempotency key; a key from a client has no space.
 RETRY_KEY_PREFIX = "retry "
@@ -27,9 +27,7 @@ _RANGES_SHOWN_MAX = 8
 _MEMBERS_MAX = ITEMS_MAX + 1  #: one more than an array can have
 
 
-async def build_retry(
-    record: TaskRecord, store: DurableStore, submitter: str
-) -> Submission:
+async def build_retry(record: TaskRecord, store: Store, submitter: str) -> Submission:
     """Return a submission that retries a task; it is the same for all clients.
 
     Raises:
@@ -59,7 +57,7 @@ def retry_key(name: str, spec: TaskSpec) -> str:
 
 
 async def _draft_of_unsuccessful(
-    record: TaskRecord, requested: ArraySpec, draft: TaskDraft, store: DurableStore
+    record: TaskRecord, requested: ArraySpec, draft: TaskDraft, store: Store
 ) -> TaskDraft:
     """Return a draft of an array with the members that did not succeed."""
     assert draft.options is not None

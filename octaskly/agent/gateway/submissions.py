@@ -53,7 +53,8 @@ from octaskly.errors import (
     StoreFull,
     TaskExists,
 )
-from octaskly.ports import Clock, DurableStore
+from octaskly.ports import Clock
+from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.cooperative import map_in_batches
 
@@ -116,7 +117,7 @@ class QueueQuota:
     at most a twentieth of the time, so that refused requests do not occupy the disk.
     """
 
-    def __init__(self, store: DurableStore, clock: Clock, limits: QueueLimits) -> None:
+    def __init__(self, store: Store, clock: Clock, limits: QueueLimits) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
@@ -243,7 +244,7 @@ class SubmissionService:
         self,
         *,
         mesh_id: str | None,
-        store: DurableStore,
+        store: Store,
         clock: SystemClock,
         pending_requests: PendingRequests,
         find_task: FindTask,

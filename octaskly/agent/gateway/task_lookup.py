@@ -30,7 +30,6 @@ from octaskly.errors import (
 )
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports import (
-    DurableStore,
     InputSources,
     KeptOutput,
     OutputHolder,
@@ -39,6 +38,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.events import EndedMember
 from octaskly.ports.output import OutputChunk
+from octaskly.store import Store
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
 ANSWER_S: Final = 10.0  #: a visitor that takes longer counts as having no output
@@ -60,7 +60,7 @@ class TaskFinder:
         pending_requests: Asks the core if catch-up is complete.
     """
 
-    def __init__(self, store: DurableStore, pending_requests: PendingRequests) -> None:
+    def __init__(self, store: Store, pending_requests: PendingRequests) -> None:
         self._store = store
         self._pending_requests = pending_requests
 

@@ -208,7 +208,7 @@ def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:
 def read_needed_files(
     db: sqlite3.Connection, state: TaskState, after: int, limit: int
 ) -> tuple[NeededFiles, int]:
-    """Return the files that the next tasks in a state need; see `DurableStore`."""
+    """Return the files that the next tasks in a state need; see `Store`."""
     found = db.execute(
         f"SELECT key, json_extract(options, {_INPUTS_AT})"  # noqa: S608
         " FROM tasks INDEXED BY tasks_with_options"  # Most tasks have none.

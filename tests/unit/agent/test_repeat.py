@@ -12,7 +12,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.errors import NothingToRetry
-from octaskly.ports import DurableStore
+from octaskly.store import Store
 from tests.contract import log_kit as kit
 
 GIVEN = ArraySpec(count=50, first=10, step=2)
@@ -38,7 +38,7 @@ class Stored:
 
 async def repeated(*runs: tuple[int, int]) -> ArraySpec:
     """Return the array that is submitted."""
-    asked = await build_retry(RECORD, cast("DurableStore", Stored(*runs)), "ana")
+    asked = await build_retry(RECORD, cast("Store", Stored(*runs)), "ana")
     (draft,) = asked.drafts
     assert draft.options is not None
     assert draft.options.array is not None

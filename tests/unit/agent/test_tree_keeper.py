@@ -22,7 +22,6 @@ from octaskly.errors import OutputNotFound
 from octaskly.ports import (
     KEPT_OUTPUTS_MAX,
     AttemptOutputs,
-    DurableStore,
     FileQuotaExceeded,
     NeededFiles,
     OutputHolder,
@@ -32,6 +31,7 @@ from octaskly.ports.files import DiskFull
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies
+from octaskly.store import Store
 from octaskly.system.log import Logger
 from tests.support.agents import WAIT_S_MAX
 from tests.support.builders import STREAM, epoch, node_id
@@ -141,7 +141,7 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
     stdin = InputBlob(BlobRef(sha256="4" * 64, node="ana"), is_tree=False)
     fetches = Fetches()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskInputs({mine, theirs}, {theirs, more, stdin})),
+        cast("Store", TaskInputs({mine, theirs}, {theirs, more, stdin})),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
@@ -170,7 +170,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
     }
     fetches = Fetches()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskInputs(trees, set())),
+        cast("Store", TaskInputs(trees, set())),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
@@ -191,7 +191,7 @@ async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
     kept, lent = tree_at("ana", "1"), tree_at("ben", "2", is_lent=True)
     fetches, sizes = Fetches(), Sizes()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskInputs({kept}, {lent})),
+        cast("Store", TaskInputs({kept}, {lent})),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
@@ -218,7 +218,7 @@ async def test_a_dispatcher_keeps_inputs_as_soon_as_its_epoch_starts(
     kept = tree_at("ana", "1")
     fetches, sizes, mesh = Fetches(), Sizes(), view()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskInputs({kept}, set())),
+        cast("Store", TaskInputs({kept}, set())),
         mesh,
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
@@ -262,7 +262,7 @@ def keeper_of_outputs(needed: set[str], ended: Ended, fetches: Fetches) -> TreeK
     store = TaskInputs(set(), set())
     store.outputs_of = needed
     return TreeKeeper(
-        cast("DurableStore", store),
+        cast("Store", store),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
@@ -328,7 +328,7 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
     fetches, warnings = Fetches(), Warnings()
     fetches.failures = ["no room"]
     keeper = TreeKeeper(
-        cast("DurableStore", None),
+        cast("Store", None),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
@@ -351,7 +351,7 @@ async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:
     fetches.no_room = DiskFull("the disk is full", hint="free some")
     fetches.refusals = ["ben: no room either"]
     keeper = TreeKeeper(
-        cast("DurableStore", None),
+        cast("Store", None),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
