@@ -34,6 +34,7 @@ from octaskly.agent.node_setup import (
 )
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts
+from octaskly.api.http.handler_types import MemberFiles
 from octaskly.api.security.origin_checks import AllowList
 from octaskly.api.webhook_sender import WebhookSender
 from octaskly.config.agent import AgentConfig
@@ -52,7 +53,7 @@ from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
-from octaskly.ports import RETENTION_S, Clock, MemberFiles
+from octaskly.ports import RETENTION_S, Clock
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, HoldersOf
 from octaskly.runner.blobs.blob_store import BlobStore
@@ -655,6 +656,7 @@ class Components:
             rotations=self._secret_holder,
             files=MemberFiles(
                 self._blob_store,
+                self._fetcher.lenders,
                 self._tree_keeper,
                 self._storage,
                 self._forgotten_outputs,

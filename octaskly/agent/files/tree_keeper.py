@@ -43,7 +43,6 @@ from octaskly.runner.blobs.holder_connection import (
     HolderBusy,
     HolderUnreachable,
 )
-from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.store import Store
 from octaskly.system.log import Logger
@@ -95,11 +94,6 @@ class TreeKeeper:
         self._outputs_due_s = inf  #: when to look whose outputs are needed
         self._has_news = asyncio.Event()  #: one of these is due earlier
         self._kept_outputs: dict[str, float] = {}  #: by task: when that was asked for
-
-    @property
-    def lenders(self) -> Lenders:
-        """The clients that lend trees to this node."""
-        return self._fetcher.lenders
 
     def note_epoch_start(self) -> None:
         """Note that this node has become dispatcher."""

@@ -35,11 +35,16 @@ from octaskly.ports import (
     Gateway,
     JoinService,
     KeyRotationControl,
-    MemberFiles,
     Principal,
+    TreeKeeper,
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.lenders import Lenders
+from octaskly.runner.files.storage_report import StorageReporter
+from octaskly.runner.files.visitor_files import VisitorFiles
+from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
 from octaskly.system.clock import loop_time
 from octaskly.trust.certificates import PeerIdentity
 
@@ -241,6 +246,18 @@ class OpenStreams:
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
                 closes_connection=True,  # Free the connection for others.
             )
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """The file store of a member, its trees, and the report on their room."""
+
+    store: BlobStore
+    lenders: Lenders
+    trees: TreeKeeper
+    storage: StorageReporter
+    forgotten: ForgottenOutputs
+    visitors: VisitorFiles
 
 
 @dataclass(frozen=True, slots=True)

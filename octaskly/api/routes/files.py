@@ -61,7 +61,6 @@ from octaskly.ports import (
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
-    FileStore,
     UploadInProgress,
     VisitorAccess,
     WrongOffset,
@@ -75,6 +74,7 @@ from octaskly.rest.tasks import (
     TreeCopies,
     VerifiedFile,
 )
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.system.tls_transport import TlsTransport
 
 FILES_PATH: Final = "/api/v1/files"
@@ -217,7 +217,7 @@ async def upload_pack(request: Request) -> web.StreamResponse:
 async def lend_tree(request: Request) -> web.StreamResponse:
     """Stream which files of a tree are wanted here, while the client lends them."""
     tree = request_bodies.parse_offer(request.body)
-    lenders = request.files.trees.lenders
+    lenders = request.files.lenders
 
     async def send_all(stream: sse.EventStream) -> None:
         with lenders.open_offer(tree) as offer:
@@ -262,7 +262,7 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
         require_visitor_access(request, asked.sha256, lent_tree=asked.tree)
     response = web.StreamResponse(headers={"Content-Type": BYTES})
     if asked.tree:
-        wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
+        wait_s = await request.files.lenders.await_files(asked.tree, asked.sha256)
         if wait_s is not None:
             response.headers["Retry-After"] = str(ceil(wait_s))
     async with request.services.transfers.use_slot(request.visitor):
@@ -358,7 +358,7 @@ async def verify_file(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(VerifiedFile(is_right=is_right)))
 
 
-def _requested_file(request: Request) -> tuple[str, FileStore]:
+def _requested_file(request: Request) -> tuple[str, BlobStore]:
     return query.sha256(request.path_params["sha256"]), request.files.store
 
 
@@ -382,7 +382,7 @@ def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
 
 
 async def _store_upload(
-    request: Request, files: FileStore, name: str | None, piece: _Piece
+    request: Request, files: BlobStore, name: str | None, piece: _Piece
 ) -> tuple[str, int]:
     """Store a file, or a piece of one that has a name.
 

@@ -35,6 +35,7 @@ from octaskly.api.http import authentication
 from octaskly.api.http.audit_trail import Auditor
 from octaskly.api.http.handler_types import (
     HttpTimeouts,
+    MemberFiles,
     OpenStreams,
     RequestInfo,
     Services,
@@ -81,7 +82,6 @@ from octaskly.ports import (
     Gateway,
     JoinService,
     KeyRotationControl,
-    MemberFiles,
     Principal,
 )
 from octaskly.rest.mesh import Checkup

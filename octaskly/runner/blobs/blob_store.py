@@ -61,7 +61,7 @@ _CREATE: Final = _CONTINUE | os.O_EXCL
 
 
 class BlobStore:
-    """Stores files in a folder; implements `ports.FileStore`.
+    """Stores files in a folder. All methods block; any thread may call them.
 
     `BlobIndex` has what is here, and `BlobRoom` decides what is deleted for new files.
     A suspect is read once before it counts as here.

@@ -79,7 +79,7 @@ class _Arrivals:
 
 
 class Lenders:
-    """The offers of clients to this node; implements `ports.Lenders`.
+    """The offers of clients to this node.
 
     Methods belong to the event loop, unless their name says otherwise.
 

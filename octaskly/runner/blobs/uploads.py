@@ -60,7 +60,7 @@ class UploadTarget(Protocol):
 
 
 class BlobUpload:
-    """An upload in progress; implements `ports.FileUpload`."""
+    """An upload in progress. All methods block."""
 
     def __init__(
         self,

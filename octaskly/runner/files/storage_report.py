@@ -35,7 +35,7 @@ MANIFEST_STARTS: Final = tuple(
 
 
 class StorageReporter:
-    """Reports what takes up room; implements `ports.StorageReport`.
+    """Reports what takes up room.
 
     Args:
         blob_store: Holds the files that tasks need.

@@ -46,7 +46,7 @@ _FAILURES: Final = (OutputNotFound, ManifestError, FileQuotaExceeded, OSError)
 
 
 class VisitorFiles:
-    """What visitors may ask this node for; implements `ports.VisitorFiles`.
+    """What visitors may ask this node for.
 
     Args:
         attempts_of: Returns the live attempts of a visitor.

@@ -45,7 +45,7 @@ _FAILURES: Final = (
 
 
 class ForgottenOutputs:
-    """Deletes outputs of forgotten tasks; implements `ports.ForgottenOutputs`.
+    """Deletes outputs of forgotten tasks.
 
     Args:
         archive: Keeps outputs, and copies of other nodes' outputs.
