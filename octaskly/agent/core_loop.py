@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Generic, TypeVar
 
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.mesh_secret import MeshSecretHolder
@@ -19,103 +19,26 @@ from octaskly.core import events as ev
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.ids import (
-    Address,
-    AttemptId,
-    Moment,
     NodeId,
     TaskId,
     is_visitor,
 )
 from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import EndReason, TaskSpec
-from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Message, PackedMessage
+from octaskly.core.node.visitor_node import VisitorNode
+from octaskly.mesh.discovery.discovery import Discovery
+from octaskly.mesh.links.transport import Transport
+from octaskly.runner.pool.pool import Pool
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.log import Logger, LogThrottle, log_line
-
-
-class Runner(Protocol):
-    """Runs attempts on this machine."""
-
-    def start_attempts(
-        self,
-        items: Sequence[tuple[AttemptId, TaskSpec]],
-        holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,
-    ) -> None:
-        """Queue attempts; each one is reported once through the `on_ended` callback.
-
-        `holders` has nodes that have blobs that they need, by their keys.
-        """
-
-    def stop_attempts(
-        self,
-        items: Sequence[tuple[TaskId, AttemptId]],
-        reason: EndReason = EndReason.CANCELLED,
-    ) -> None:
-        """End attempts and all their processes; ignore unknown attempts.
-
-        They are reported as cancelled, or as released if `reason` is DRAINING. An
-        attempt that ended by itself is reported as it ended, but never as a success
-        after a cancel.
-        """
-
-    def release_waiting(self) -> None:
-        """Report the attempts that have not started as released."""
-
-    def set_frozen(self, *, is_frozen: bool) -> None:
-        """Freeze or resume all processes of all attempts.
-
-        While they are frozen, no attempt starts and no timeout runs.
-        """
-
-    async def close(self) -> None:
-        """End all processes of tasks and all launchers."""
-
-
-class PeerLinks(Protocol):
-    """Connected peers; at most one link each."""
-
-    def send(self, peer: NodeId, messages: Sequence[Message | PackedMessage]) -> None:
-        """Queue messages; close the link if its outbox exceeds its bound."""
-
-    def dial(self, node: NodeId | None, addresses: Sequence[Address]) -> None:
-        """Dial `node` unless a link to it exists or is being dialled."""
-
-    def disconnect(self, peer: NodeId, reason: str) -> None:
-        """Send Leave and close."""
-
-    async def close(self) -> None:
-        """Close the listener and all links."""
-
-
-class Advertiser(Protocol):
-    """The part of discovery that the loop uses."""
-
-    def set_browsing(self, *, is_wanted: bool) -> None:
-        """Restart or stop mDNS browsing."""
-
-    def advertise(self, *, is_dispatcher: bool, term: int) -> None:
-        """Advertise the role of this node and its term."""
-
 
 EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
 VISITS_S = 1.0  #: in which tasks that visitors get are one entry of the audit log
 
 
-class SteppedNode(Protocol):
-    """All decisions of a member or of a visitor."""
-
-    def step(self, event: ev.Event, now: Moment) -> list[ef.Effect]:
-        """Run what is due, then handle the event; return ordered effects."""
-
-    def deadline(self) -> float:
-        """Return the monotonic time of the next step without an event."""
-
-
-N = TypeVar("N", bound=SteppedNode)
+N = TypeVar("N", bound="Node | VisitorNode")
 
 
 class StepLoop(Generic[N]):
@@ -270,9 +193,9 @@ class CoreLoop(StepLoop[Node]):
     def connect(
         self,
         *,
-        links: PeerLinks,
-        runner: Runner,
-        discovery: Advertiser,
+        links: Transport,
+        runner: Pool,
+        discovery: Discovery,
         gateway: AgentGateway,
         secret_holder: MeshSecretHolder,
         reads: asyncio.TaskGroup,

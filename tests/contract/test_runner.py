@@ -1,17 +1,15 @@
-"""The contract of `ports.Runner`, for every implementation."""
+"""The contract of the runner of attempts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from octaskly.agent.core_loop import Runner
-from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
-from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from tests.support.pooling import MachineClock, archive_in, eventually, supply_in
@@ -19,72 +17,10 @@ from tests.support.pooling import MachineClock, archive_in, eventually, supply_i
 Ended = Callable[[tuple[Report, ...]], None]
 
 
-class InstantRunner:
-    """A runner without processes: `exit N` ends at once, all else waits for stop."""
-
-    def __init__(self, on_ended: Ended) -> None:
-        self._on_ended = on_ended
-        self._running: dict[tuple[TaskId, AttemptId], TaskSpec] = {}
-        self._is_closed = False
-
-    def start_attempts(
-        self,
-        items: Sequence[tuple[AttemptId, TaskSpec]],
-        _holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,
-    ) -> None:
-        """End `exit N` with N."""
-        for attempt, spec in items:
-            if (spec.id, attempt) in self._running:
-                continue
-            self._running[spec.id, attempt] = spec
-            if self._is_closed:
-                self._end(spec.id, attempt, AttemptState.RELEASED, EndReason.DRAINING)
-            elif spec.command.startswith("exit "):
-                code = int(spec.command[5:])
-                state = AttemptState.FAILED if code else AttemptState.OK
-                self._end(spec.id, attempt, state, EndReason.EXIT, code)
-
-    def stop_attempts(
-        self,
-        items: Sequence[tuple[TaskId, AttemptId]],
-        reason: EndReason = EndReason.CANCELLED,
-    ) -> None:
-        """Cancel or release running attempts."""
-        is_cancel = reason is EndReason.CANCELLED
-        state = AttemptState.CANCELLED if is_cancel else AttemptState.RELEASED
-        for task, attempt in items:
-            if (task, attempt) in self._running:
-                self._end(task, attempt, state, reason)
-
-    def release_waiting(self) -> None:
-        """Do nothing: all attempts here have started."""
-
-    def set_frozen(self, *, is_frozen: bool) -> None:
-        """Do nothing: an attempt that waits for a stop uses no processor."""
-
-    async def close(self) -> None:
-        """Release running attempts."""
-        self._is_closed = True
-        for task, attempt in list(self._running):
-            self._end(task, attempt, AttemptState.RELEASED, EndReason.DRAINING)
-
-    def _end(
-        self,
-        task: TaskId,
-        attempt: AttemptId,
-        state: AttemptState,
-        reason: EndReason,
-        code: int | None = None,
-    ) -> None:
-        del self._running[task, attempt]
-        outcome = Outcome(state=state, reason=reason, exit_code=code)
-        self._on_ended((Report(task=task, attempt=attempt, outcome=outcome),))
-
-
 class Bench:
     """A runner under test and its reports."""
 
-    def __init__(self, make: Callable[[Ended], Runner]) -> None:
+    def __init__(self, make: Callable[[Ended], Pool]) -> None:
         self.reports: list[Report] = []
         self.runner = make(self.reports.extend)
 
@@ -99,13 +35,11 @@ def attempt(task: str, command: str, n: int = 1) -> tuple[AttemptId, TaskSpec]:
     return AttemptId(1, StreamId(5), n, n), TaskSpec(id=TaskId(task), command=command)
 
 
-@pytest.fixture(params=["instant", "one launcher", "two launchers"])
+@pytest.fixture(params=["one launcher", "two launchers"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     """Return each kind of runner in turn, with room for four attempts."""
 
-    def make(on_ended: Ended) -> Runner:
-        if request.param == "instant":
-            return InstantRunner(on_ended)
+    def make(on_ended: Ended) -> Pool:
         return Pool(
             slots=4,
             workdir=tmp_path,

@@ -40,8 +40,7 @@ from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
 from octaskly.mesh.links.receive import DiskProgress, Receiver
 from octaskly.mesh.links.tcp import dialable_peer_address
-from octaskly.trust.certificates import PeerIdentity
-from octaskly.trust.tls import ALPN, TlsPeer
+from octaskly.trust.tls import ALPN, MeshTls, VisitorTls
 
 FRAME_SOFT_BYTES: Final = 256 * 1024
 """Messages are combined into one frame up to this size."""
@@ -59,6 +58,10 @@ REJECTION_S: Final = 2.0
 """If a peer closes within this time after connecting, it rejects our certificate.
 A later close may be a timeout of a peer on a busy machine."""
 OVERFLOW: Final = "outbox overflow"
+
+
+LinkTls = MeshTls | VisitorTls
+"""Certificates of this node: of a member, or of a visitor."""
 
 
 class LinkOwner(Protocol):
@@ -81,30 +84,6 @@ class LinkOwner(Protocol):
 
     def on_closed(self, link: Link) -> None:
         """Handle the close of the TCP connection; called after `on_ended`."""
-
-
-class LinkTls(Protocol):
-    """Certificates of this node: of a member, or of a visitor."""
-
-    @property
-    def node_id(self) -> NodeId:
-        """The id of this node."""
-
-    @property
-    def server_name(self) -> str:
-        """The SNI name of a dialler."""
-
-    def server_context(self) -> ssl.SSLContext:
-        """Return the context of the peer port."""
-
-    def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
-        """Return the contexts for dialling, the preferred one first."""
-
-    def peer_identity(self, peer: TlsPeer) -> PeerIdentity:
-        """Return who the peer is; raise TrustError if it may not be linked."""
-
-    def is_generation_accepted(self, peer: ssl.SSLSocket) -> bool:
-        """Return True if the secret that signed the peer's certificate is in use."""
 
 
 class Link(asyncio.Protocol):

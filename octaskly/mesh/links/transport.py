@@ -79,7 +79,7 @@ UNLOGGED_REASONS: Final = frozenset(
 
 
 class Transport:
-    """The `Connections` port over TCP and TLS.
+    """Connected peers over TCP and TLS; at most one link each.
 
     Args:
         trust: Certificates of this mesh.

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final
 
 from octaskly.errors import OutputNotFound
 from octaskly.ports import (
@@ -16,6 +16,7 @@ from octaskly.ports import (
     ContentMismatch,
     FileQuotaExceeded,
 )
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
     ArrivingPiece,
     Holder,
@@ -35,18 +36,6 @@ BUSY_MAX: Final = 200  #: times that a holder may be busy until it counts as fai
 
 HolderLookup = Callable[[], Sequence[Holder]]
 """Returns the nodes that may have a blob now, best first."""
-
-
-class PieceStore(Protocol):
-    """The store that receives the blob."""
-
-    def start_pieces(
-        self, sha256: str, size_bytes: int, *, keep_s: float
-    ) -> PieceUpload:
-        """See `BlobStore.start_pieces`."""
-
-    def has_pieces(self, sha256: str) -> bool:
-        """See `BlobStore.has_pieces`."""
 
 
 class PieceDownload:
@@ -70,7 +59,7 @@ class PieceDownload:
         sha256: str,
         size_bytes: int | None,
         *,
-        store: PieceStore,
+        store: BlobStore,
         keep_s: float,
         lent_tree: str = "",
         clock: Clock,

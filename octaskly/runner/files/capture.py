@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from octaskly.core.model.ids import AttemptId, TaskId
@@ -40,6 +40,7 @@ from octaskly.files.output_patterns import (
     is_in_git,
     prefixes,
 )
+from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.files.workdir import FolderEntry, path_components
 from octaskly.runner.output.captured_contents import (
     DAMAGED_NAME,
@@ -61,19 +62,6 @@ ENTRY_BYTES: Final = 96  #: of an entry in a manifest, besides its names
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT)
-
-
-class FileAccess(Protocol):
-    """Access to files with the rights of the tasks' user."""
-
-    def find_entry(self, workdir: Path, path: str) -> FolderEntry:
-        """See `workdir.find_entry`."""
-
-    def list_folder(self, workdir: Path, path: str) -> list[FolderEntry]:
-        """See `workdir.list_folder`."""
-
-    def open_output(self, workdir: Path, path: str) -> int:
-        """See `workdir.open_output`."""
 
 
 class CapturedOutputs(NamedTuple):
@@ -108,7 +96,7 @@ def capture_outputs(
     folder: Path,
     paths: Sequence[str],
     *,
-    access: FileAccess,
+    access: TaskUserOps,
     make_room: Callable[[int], int],
     contents: CapturedContents,
 ) -> CapturedOutputs:
@@ -147,7 +135,7 @@ class _Capture:
         self,
         workdir: Path,
         folder: Path,
-        access: FileAccess,
+        access: TaskUserOps,
         make_room: Callable[[int], int],
         contents: CapturedContents,
     ) -> None:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from octaskly.config.task_account import Account
 from octaskly.config.users import user_name
@@ -48,63 +48,6 @@ EXIT_WAIT_S = 1.0
 BATCH: Final = 500  #: files per request, as other requests wait
 
 _T = TypeVar("_T")
-
-
-class TaskUserOps(Protocol):
-    """Operations that need the rights of the tasks' user. All methods block."""
-
-    @property
-    def user(self) -> str:
-        """The name of that user."""
-
-    def missing_inputs(self, workdir: Path, inputs: Iterable[str]) -> list[str]:
-        """See `workdir.missing_inputs`."""
-
-    def find_folder_problem(
-        self, folder: str, name: str, sha256: str, *, may_write: bool
-    ) -> FolderProblem | None:
-        """See `same_folder.find_folder_problem`."""
-
-    def make_scratch(
-        self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str
-    ) -> Path:
-        """See `scratch_folder.make_scratch`."""
-
-    def find_entry(self, workdir: Path, path: str) -> FolderEntry:
-        """See `workdir.find_entry`."""
-
-    def list_folder(self, workdir: Path, path: str) -> list[FolderEntry]:
-        """See `workdir.list_folder`."""
-
-    def open_output(self, workdir: Path, path: str) -> int:
-        """See `workdir.open_output`."""
-
-    def create_file(self, folder: Path, path: str) -> int:
-        """See `scratch_folder.create_file`."""
-
-    def finish_files(self, folder: Path, files: Sequence[FinishedFile]) -> None:
-        """See `scratch_folder.finish_files`."""
-
-    def make_links(self, folder: Path, links: Sequence[tuple[str, str]]) -> None:
-        """See `scratch_folder.make_links`."""
-
-    def make_folders(self, folder: Path, paths: Sequence[str]) -> None:
-        """See `scratch_folder.make_folders`."""
-
-    def make_output_folders(self, folder: Path, outputs: Sequence[str]) -> None:
-        """See `scratch_folder.make_output_folders`."""
-
-    def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
-        """See `scratch_folder.remove_tree`."""
-
-    def kill_marked(self, marks: set[bytes], pids: set[int]) -> set[int]:
-        """See `proc_tree.kill_marked`."""
-
-    def continue_processes(self, pids: set[int]) -> None:
-        """See `proc_tree.continue_processes`."""
-
-    def close(self) -> None:
-        """Close the helper, if there is one."""
 
 
 class SameUserOps:
@@ -329,6 +272,10 @@ class TaskUserHelper:
             self._control = None
         if self._process is not None:
             self._process.poll()
+
+
+TaskUserOps = SameUserOps | TaskUserHelper
+"""Operations that need the rights of the tasks' user. All methods block."""
 
 
 def task_user_ops_for(account: Account | None) -> TaskUserOps:

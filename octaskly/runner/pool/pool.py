@@ -74,7 +74,7 @@ ROOM_PAUSE_S = 1.0  #: time between returns of attempts for which there is no ro
 
 
 class Pool:
-    """Runs attempts in a fixed number of slots; implements `core_loop.Runner`.
+    """Runs attempts in a fixed number of slots.
 
     The first attempt starts the launchers. Attempts wait while all slots are taken. If
     the attempts in the slots run long, waiting ones are released as `returned`.
@@ -215,7 +215,12 @@ class Pool:
         items: Sequence[tuple[TaskId, AttemptId]],
         reason: EndReason = EndReason.CANCELLED,
     ) -> None:
-        """End attempts with their process trees; ignores unknown attempts."""
+        """End attempts with their process trees; ignores unknown attempts.
+
+        They are reported as cancelled, or as released if `reason` is DRAINING. An
+        attempt that ended by itself is reported as it ended, but never as a success
+        after a cancel.
+        """
         for name in items:
             item = self._attempts.get(name)
             if item is None or item.is_cancelled:
@@ -236,7 +241,7 @@ class Pool:
         self._reports.schedule_flush()
 
     def release_waiting(self) -> None:
-        """Release the attempts that have not started."""
+        """Report the attempts that have not started as released."""
         for item in self._attempts.values():
             item.is_return_requested = True
         while self._awaiting_files:
@@ -251,7 +256,10 @@ class Pool:
         self._reports.schedule_flush()
 
     def set_frozen(self, *, is_frozen: bool) -> None:
-        """Stop every process of every attempt (SIGSTOP or cgroup), or continue it."""
+        """Stop every process of every attempt (SIGSTOP or cgroup), or continue it.
+
+        While they are frozen, no attempt starts and no timeout runs.
+        """
         self._launchers.send_to_all("freeze" if is_frozen else "thaw")
 
     def check_launchers(self) -> bool:
