@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,6 @@ from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
 from octaskly.core.model.nodes import (
     AvailabilityCommand,
-    LoadSample,
     RosterEntry,
     StandbyView,
     Takeover,
@@ -349,9 +348,6 @@ class Gateway(OutputSource, EventSource, Protocol):
     def last_heard_ms(self, node: NodeId) -> int | None:
         """Return the wall-clock time of the last message from a member."""
 
-    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return the wall-clock time, in ms, when nodes joined, if it was recorded."""
-
     def node_names(self) -> Mapping[NodeId, str]:
         """Return the names of all nodes ever met, to show old attempts."""
 
@@ -374,9 +370,6 @@ class Gateway(OutputSource, EventSource, Protocol):
 
     def health(self) -> Health:
         """Return the health of this node."""
-
-    def last_load(self) -> LoadSample:
-        """Return the last load sample of this machine."""
 
     @property
     def audit(self) -> AuditLog:

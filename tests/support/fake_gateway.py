@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -576,9 +576,6 @@ class FakeGateway:
     def last_heard_ms(self, node: NodeId) -> int | None:
         return NOW_MS if node in self.known_names else None
 
-    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        return {}
-
     def node_names(self) -> Mapping[NodeId, str]:
         return self.known_names
 
@@ -616,9 +613,6 @@ class FakeGateway:
         return Health(
             is_healthy=self.failure is None, uptime_s=3600.9, message=self.failure
         )
-
-    def last_load(self) -> LoadSample:
-        return LoadSample(0.0, 0.0, 0, 0)
 
     # --- inside --------------------------------------------------------------------
 

@@ -69,7 +69,6 @@ from octaskly.errors import (
 )
 from octaskly.ports import (
     DispatcherView,
-    DisplayFacts,
     Health,
     KeptOutput,
     MeshStats,
@@ -160,10 +159,10 @@ class AgentGateway:
         queue_limits: QueueLimits,
     ) -> None:
         self._node = node
-        self._node_id, self._mesh_id = node_id, mesh_id
+        self.node_id, self.mesh_id = node_id, mesh_id
         self._store = store
         self._clock = clock
-        self._last_load = last_load
+        self.last_load = last_load
         self._health_checks = health_checks
         self._started_s = clock.now().mono_s
         self.pending_requests = PendingRequests(post)
@@ -177,24 +176,32 @@ class AgentGateway:
         self.waiters = TaskWaiters()
         self._task_finder = TaskFinder(store, self.pending_requests)
         self._submissions = self._build_submissions(queue_limits, files.files_of_tree)
+        self.wait_until_replicated = self._submissions.wait_until_replicated
         self.view = MeshView(node_id, names)
         self.history_sampler = QueueHistorySampler(store, self.view, clock)
-        self.queue_history = self.history_sampler.samples
         self.feed = EventFeed(
             store, self.view, self._own_stream, self.wait_until_replicated
         )
-        self.subscribe = self.feed.subscribe
-        self.read_recent_attempts = self.feed.read_recent_attempts
+        self._connect_reads()
         self._connect_files(files)
         self.stream_output = stream_output
         #: called once tasks were purged by request
         self.on_purged: Callable[[], None] = lambda: None
 
+    def _connect_reads(self) -> None:
+        self.queue_history = self.history_sampler.samples
+        self.subscribe = self.feed.subscribe
+        self.read_recent_attempts = self.feed.read_recent_attempts
+        self.dispatcher = self.view.dispatcher
+        self.find_node_id = self.view.find_node_id
+        self.api_urls_of = self.view.lan_urls_of
+        self.read_display_facts = self._store.read_display_facts
+
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
             partial(self.find_task, parts=TaskParts.BRIEF),
             self.view,
-            self._node_id,
+            self.node_id,
             files,
             self._store.read_ended_members,
         )
@@ -210,7 +217,7 @@ class AgentGateway:
         self, queue_limits: QueueLimits, files_of: FilesOfTree
     ) -> SubmissionService:
         return SubmissionService(
-            mesh_id=self._mesh_id,
+            mesh_id=self.mesh_id,
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
@@ -226,20 +233,6 @@ class AgentGateway:
         self.pending_requests.close()
 
     # --- mesh and nodes ------------------------------------------------------------
-
-    @property
-    def mesh_id(self) -> str | None:
-        """The public id of the mesh."""
-        return self._mesh_id
-
-    @property
-    def node_id(self) -> NodeId:
-        """The id of this node."""
-        return self._node_id
-
-    def dispatcher(self) -> DispatcherView | None:
-        """Return the dispatcher, or None while none is known or it is not ready."""
-        return self.view.dispatcher()
 
     async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:
         """Wait up to `timeout_s` until a dispatcher is known."""
@@ -264,24 +257,16 @@ class AgentGateway:
     def last_heard_ms(self, node: NodeId) -> int | None:
         """Return when a member was last heard or found lost, in wall-clock ms."""
         now = self._clock.now()
-        if node == self._node_id:
+        if node == self.node_id:
             return now.wall_ms
         heard_s = self._node.last_heard_s(node)
         if heard_s is None:
             return None
         return now.wall_ms - round((now.mono_s - heard_s) * 1000)
 
-    async def join_times(self, nodes: Iterable[NodeId]) -> Mapping[NodeId, int]:
-        """Return the known join times by node id, in wall-clock ms."""
-        return await self.audit.join_times(nodes)
-
     def node_names(self) -> Mapping[NodeId, str]:
         """Return the name of every node that this node has ever known."""
         return self.view.names
-
-    def find_node_id(self, name: str) -> NodeId | None:
-        """Return the id of a node by name or id."""
-        return self.view.find_node_id(name)
 
     async def end_visit(self, visitor: NodeId) -> None:
         """Have all members refuse a visitor for as long as its certificate may last."""
@@ -329,10 +314,6 @@ class AgentGateway:
             self._note_needed_outputs()
         return accepted
 
-    async def wait_until_replicated(self) -> None:
-        """Wait until all that is on this disk is replicated like an accepted task."""
-        await self._submissions.wait_until_replicated()
-
     async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
         """Return one task; its end only once that is as durable as an event."""
         self._require_dispatcher()
@@ -372,12 +353,6 @@ class AgentGateway:
         """Raise StoreFull if this disk takes no writes, and there is no standby."""
         if not self._node.standbys:
             self._health_checks.require_writable_log()
-
-    async def read_display_facts(
-        self, records: Sequence[TaskRecord]
-    ) -> Mapping[TaskId, DisplayFacts]:
-        """Return what people see of these tasks, and what their records lack."""
-        return await self._store.read_display_facts(records)
 
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return an ended task that is in memory; None if it must be read."""
@@ -585,10 +560,6 @@ class AgentGateway:
             )
         return replace(member, state=reply.state, running=reply.running)
 
-    def api_urls_of(self, name: str) -> tuple[str, ...]:
-        """Return the API URLs of a node, by name or id, the best first."""
-        return self.view.lan_urls_of(name)
-
     # --- state ---------------------------------------------------------------------
 
     async def mesh_stats(self) -> MeshStats:
@@ -599,7 +570,7 @@ class AgentGateway:
         failed = await self._store.count_failures(now.wall_ms - HOUR_MS)
         live = self.view.live_members
         active = sum(m.running > 0 for m in live)
-        load = self._last_load()
+        load = self.last_load()
         return MeshStats(
             workers_total=len(live),
             workers_active=active,
@@ -624,10 +595,6 @@ class AgentGateway:
             message=failure,
             warnings=self._health_checks.warnings,
         )
-
-    def last_load(self) -> LoadSample:
-        """Return the latest load sample of this machine."""
-        return self._last_load()
 
     # --- internal ------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ async def list_nodes(request: Request) -> web.StreamResponse:
     shown = mesh_response.nodes(
         members,
         gateway.last_heard_ms,
-        await gateway.join_times(member.id for member in members),
+        await gateway.audit.join_times(member.id for member in members),
         gateway.replication_state(),
         gateway.node_names(),
     )
@@ -130,7 +130,7 @@ async def _forward(request: Request, name: str, path: str) -> web.StreamResponse
 
 async def _node_response(request: Request, member: RosterEntry) -> web.StreamResponse:
     gateway, node = request.gateway, member.id
-    joined_ms = (await gateway.join_times([node])).get(node)
+    joined_ms = (await gateway.audit.join_times([node])).get(node)
     shown = mesh_response.node(member, gateway.last_heard_ms(node), joined_ms)
     return json_response(task_response.encode(shown))
 
