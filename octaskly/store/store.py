@@ -297,11 +297,11 @@ class Store:
 
         Some of them are in a final state, such as cancelled ones.
         """
-        return await self._query(lambda db: queue.load_live_tasks(db, ask))
+        return await self._query(queue.load_live_tasks, ask)
 
     async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
         """Read tasks and arrays by id: the first of `ask`, at least one."""
-        return await self._query(lambda db: queue.load_tasks(db, ask))
+        return await self._query(queue.load_tasks, ask)
 
     async def read_pull_reply(
         self,
@@ -349,30 +349,26 @@ class Store:
 
         The third item is the digest of the retired streams, which are left out.
         """
-        return await self._query(lambda db: histories.stream_extents_at(db, hlc))
+        return await self._query(histories.stream_extents_at, hlc)
 
     async def read_feed_page(
         self, vector: Mapping[StreamId, int], limit: int
     ) -> FeedPage:
         """Read entries beyond `vector` from all streams, in timestamp order."""
-        return await self._query(
-            lambda db: histories.read_feed_page(db, self._packer, vector, limit)
-        )
+        return await self._query(histories.read_feed_page, self._packer, vector, limit)
 
     async def read_task(
         self, ref: str, parts: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         """Read the task with this id or name."""
-        return await self._query(lambda db: queries.read_task(db, ref, parts))
+        return await self._query(queries.read_task, ref, parts)
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with each name, oldest first.
 
         Unused names are left out.
         """
-        return await self._query_for_submission(
-            lambda db: task_name_collisions.ids_of(db, names)
-        )
+        return await self._query_for_submission(task_name_collisions.ids_of, names)
 
     async def read_tasks_by_name(
         self, names: Sequence[str], *, is_brief: bool = False
@@ -382,14 +378,12 @@ class Store:
         Each may have 5 MB. With `is_brief` they have only what a list shows.
         """
         return await self._query_for_submission(
-            lambda db: queries.read_tasks_by_name(db, names, is_brief=is_brief)
+            queries.read_tasks_by_name, names, is_brief=is_brief
         )
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read the streams in which these tasks were accepted."""
-        return await self._query_for_submission(
-            lambda db: queries.streams_of_tasks(db, ids)
-        )
+        return await self._query_for_submission(queries.streams_of_tasks, ids)
 
     async def count_queued_tasks(self) -> int:
         """Count the queued tasks, array members included."""
@@ -397,36 +391,34 @@ class Store:
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Read at most two names of tasks with this sequence number."""
-        return await self._query(lambda db: short_ids.names_with_sequence(db, sequence))
+        return await self._query(short_ids.names_with_sequence, sequence)
 
     async def names_with_short_id(self, text: str) -> tuple[str, ...]:
         """Read at most four names of tasks that a short id may mean.
 
         It is a number, or the first 4 to 8 hexadecimal digits of an id.
         """
-        return await self._query_for_list(
-            lambda db: short_ids.names_with_short_id(db, text)
-        )
+        return await self._query_for_list(short_ids.names_with_short_id, text)
 
     async def read_display_facts(
         self, records: Sequence[TaskRecord]
     ) -> Mapping[TaskId, DisplayFacts]:
         """Read what people see of these tasks, and what their records lack."""
         query = self._query if len(records) == 1 else self._query_for_list
-        return await query(lambda db: read_display_facts(db, records))
+        return await query(read_display_facts, records)
 
     async def find_name_collision(
         self, arrays: Mapping[TaskId, ArraySpec]
     ) -> str | None:
         """Return the name of a task that a member of `arrays` would also have."""
         return await self._query_for_submission(
-            lambda db: task_name_collisions.find_name_collision(db, arrays)
+            task_name_collisions.find_name_collision, arrays
         )
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
         return await self._query_for_list(
-            lambda db: pages.read_task_page(db, query, lambda: self._clock.now().mono_s)
+            pages.read_task_page, query, lambda: self._clock.now().mono_s
         )
 
     async def incomplete_member_ranges(
@@ -434,7 +426,7 @@ class Store:
     ) -> tuple[tuple[int, int], ...]:
         """Read the positions of members that are not completed, as ranges in order."""
         return await self._query_for_list(
-            lambda db: queries.incomplete_member_ranges(db, array, limit)
+            queries.incomplete_member_ranges, array, limit
         )
 
     async def read_ended_members(
@@ -445,26 +437,24 @@ class Store:
         There may be fewer than `limit`, but at least one, if their outputs are long.
         """
         return await self._query_for_list(
-            lambda db: queries.read_ended_members(db, array, first, last, limit)
+            queries.read_ended_members, array, first, last, limit
         )
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read up to `limit` running attempts, and as many that ended since."""
         return await self._query_for_list(
-            lambda db: attempts.read_recent_attempts(db, self._packer, since_ms, limit)
+            attempts.read_recent_attempts, self._packer, since_ms, limit
         )
 
     async def read_pending_notifications(
         self, known: frozenset[int], limit: int
     ) -> PendingNotifications:
         """Find ended tasks whose notification has not been sent."""
-        return await self._query(
-            lambda db: queries.read_pending_notifications(db, known, limit)
-        )
+        return await self._query(queries.read_pending_notifications, known, limit)
 
     async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         """Read one page of records, including expired ones."""
-        return await self._query(lambda db: records_.read_page(db, query))
+        return await self._query(records_.read_page, query)
 
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
@@ -484,7 +474,7 @@ class Store:
 
         The count has an upper bound.
         """
-        return await self._query(lambda db: queries.count_failures(db, since_ms))
+        return await self._query(queries.count_failures, since_ms)
 
     async def read_needed_files(
         self, state: TaskState, after: int, limit: int
@@ -499,9 +489,7 @@ class Store:
         Returns:
             The files, and the next value of `after`; 0 at the end.
         """
-        return await self._query(
-            lambda db: queries.read_needed_files(db, state, after, limit)
-        )
+        return await self._query(queries.read_needed_files, state, after, limit)
 
     async def find_forgotten(
         self, kept: Sequence[KeptOutput]
@@ -514,18 +502,18 @@ class Store:
         Returns:
             Their indices, and the wall-clock milliseconds up to which an end counts.
         """
-        return await self._query(lambda db: queries.find_forgotten(db, kept))
+        return await self._query(queries.find_forgotten, kept)
 
     async def count_webhooks(self, submitter: str) -> int:
         """Count the tasks of a subject whose notification is still to be sent.
 
         A task counts from its submission.
         """
-        return await self._query(lambda db: queries.count_webhooks(db, submitter))
+        return await self._query(queries.count_webhooks, submitter)
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""
-        return await self._query(lambda db: queue.queued_bytes(db, uncounted_bytes))
+        return await self._query(queue.queued_bytes, uncounted_bytes)
 
     async def close(self) -> None:
         """Commit queued items, stop the writer and close the file.

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from octaskly.store.tables.database import build_store_error, open_reader
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -66,8 +67,13 @@ class ReaderPool:
             connection.close()
         self._connections.clear()
 
-    async def run_query(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run a query in a thread, in one read transaction.
+    async def run_query(
+        self,
+        query: Callable[Concatenate[sqlite3.Connection, _P], _T],
+        *arguments: _P.args,
+        **options: _P.kwargs,
+    ) -> _T:
+        """Run a query with these arguments in a thread, in one read transaction.
 
         A thread begins the next query once the caller has taken the result of the last
         one, so that results do not pile up in memory before a busy event loop.
@@ -75,7 +81,9 @@ class ReaderPool:
         async with self._slots:
             assert self._pool is not None, "the store is not open"
             return await self._loop.run_in_executor(
-                self._pool, self._run_in_thread, query
+                self._pool,
+                self._run_in_thread,
+                lambda db: query(db, *arguments, **options),
             )
 
     def _run_in_thread(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
