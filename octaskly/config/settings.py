@@ -11,59 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from octaskly.config.defaults import (
-    API_PORT,
-    BODIES_BYTES,
-    BODIES_BYTES_MIN,
-    BODY_S,
-    CONNECTIONS_MAX,
-    CONNECTIONS_PER_ADDRESS,
-    CONNECTIONS_PER_SUBJECT,
-    COUNT_MAX,
-    DEADLINE_S_MAX,
-    DRAIN_S,
-    DRAIN_S_MAX,
-    DURABILITIES,
-    EXPENSIVE_PER_CLIENT,
-    FILES_QUOTA_BYTES_MIN,
-    HANDSHAKE_S,
-    HANDSHAKES_MAX,
-    HANDSHAKES_PER_ADDRESS,
-    HEADER_BYTES,
-    HEADER_BYTES_MAX,
-    HEADER_BYTES_MIN,
-    HEADER_S,
-    KEEP_OLD_SECRET_S,
-    KILL_GRACE_S,
-    KILL_GRACE_S_MAX,
-    LAN_HANDSHAKES_MAX,
-    LAN_HANDSHAKES_PER_ADDRESS,
-    LAN_PORT,
-    OUTPUT_CAP_BYTES,
-    OUTPUT_CAP_BYTES_MAX,
-    OUTPUT_CAP_BYTES_MIN,
-    PEER_PORT,
-    PORT_MAX,
-    QUEUE_MAX,
-    QUEUED_BYTES_MIN,
-    QUEUED_BYTES_PER_SUBJECT,
-    RATE_ADMIN,
-    RATE_CLIENT,
-    RATE_STRANGER,
-    RATE_VIEWER,
-    RESPONSES_BYTES,
-    RESPONSES_BYTES_MIN,
-    RETAINED_BYTES_MIN,
-    RETAINED_TASKS,
-    RETENTION_S,
-    ROTATE_WITHIN_S,
-    SLOTS_MAX,
-    STALL_S,
-    STREAMS_MAX,
-    STREAMS_PER_SUBJECT,
-    VISITOR_TASKS,
-    WEBHOOKS_PER_SUBJECT,
-)
+from octaskly.config import defaults
 from octaskly.config.units import BYTES, SECONDS
 from octaskly.config.value_types import (
     Amount,
@@ -77,9 +25,9 @@ from octaskly.config.value_types import (
 )
 from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
 
-_TIME = Amount("T", SECONDS, minimum=1, maximum=DEADLINE_S_MAX)
-_COUNT = Amount(minimum=1, maximum=COUNT_MAX)
-_PORT = Amount("PORT", maximum=PORT_MAX)
+_TIME = Amount("T", SECONDS, minimum=1, maximum=defaults.DEADLINE_S_MAX)
+_COUNT = Amount(minimum=1, maximum=defaults.COUNT_MAX)
+_PORT = Amount("PORT", maximum=defaults.PORT_MAX)
 _FOLDER = PathValue("DIR", "the path of a folder", r".+")
 _FILE = PathValue("FILE", "the path of a file", r".+")
 NODE_NAME = NodeName()
@@ -133,9 +81,9 @@ class LimitOptions:
 
     connections_max: int = setting(
         "--connections-max",
-        Amount(minimum=4, maximum=COUNT_MAX),
+        Amount(minimum=4, maximum=defaults.COUNT_MAX),
         "number of open API connections of clients with a token",
-        default=CONNECTIONS_MAX,
+        default=defaults.CONNECTIONS_MAX,
         details="nodes of the mesh have three eighths as many in addition, the local "
         "socket and connections without a token a quarter each; fewer if the process "
         "may open fewer files",
@@ -144,33 +92,33 @@ class LimitOptions:
         "--connections-per-subject",
         _COUNT,
         "number of API connections of one subject, or of one user of the local socket",
-        default=CONNECTIONS_PER_SUBJECT,
+        default=128,
         details="requests that other nodes forward for the subject count, too",
     )
     connections_per_address: int = setting(
         "--connections-per-address",
         _COUNT,
         "number of API connections without a token, from one LAN address",
-        default=CONNECTIONS_PER_ADDRESS,
+        default=defaults.CONNECTIONS_PER_ADDRESS,
         details="on this machine, from one user; nodes of the mesh are exempt",
     )
     streams_max: int = setting(
         "--streams-max",
         _COUNT,
         "number of event streams among the API connections",
-        default=STREAMS_MAX,
+        default=defaults.STREAMS_MAX,
     )
     streams_per_subject: int = setting(
         "--streams-per-subject",
         _COUNT,
         "number of event streams of one subject",
-        default=STREAMS_PER_SUBJECT,
+        default=defaults.STREAMS_PER_SUBJECT,
     )
     header_s: int = setting(
         "--header-timeout",
         _TIME,
         "time for a request header, from the connection or the last response",
-        default=HEADER_S,
+        default=defaults.HEADER_S,
         details="this is also the idle timeout of a connection",
     )
     header_bytes: int = setting(
@@ -178,11 +126,11 @@ class LimitOptions:
         Amount(
             "SIZE",
             BYTES,
-            minimum=HEADER_BYTES_MIN,
-            maximum=HEADER_BYTES_MAX,
+            minimum=defaults.HEADER_BYTES_MIN,
+            maximum=defaults.HEADER_BYTES_MAX,
         ),
         "size of the first line of a request, and of each header field",
-        default=HEADER_BYTES,
+        default=defaults.HEADER_BYTES,
         details="with at most 128 fields, on all routes; more is answered with 400 or "
         "431, and more than eight times as much in all closes the connection",
     )
@@ -190,19 +138,19 @@ class LimitOptions:
         "--body-timeout",
         _TIME,
         "time for the body of a request",
-        default=BODY_S,
+        default=defaults.BODY_S,
     )
     bodies_bytes: int = setting(
         "--bodies-max",
-        Amount("SIZE", BYTES, minimum=BODIES_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=defaults.BODIES_BYTES_MIN),
         "memory for request bodies, beyond 64 KiB of each",
-        default=BODIES_BYTES,
+        default=96 << 20,
     )
     responses_bytes: int = setting(
         "--responses-max",
-        Amount("SIZE", BYTES, minimum=RESPONSES_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=16 << 20),
         "memory for responses in progress, beyond 64 KiB of each",
-        default=RESPONSES_BYTES,
+        default=64 << 20,
         details="one client gets a quarter; a list takes 2 KiB for each row that it "
         "may have",
     )
@@ -210,7 +158,7 @@ class LimitOptions:
         "--expensive-per-client",
         _COUNT,
         "number of expensive requests in progress of one client",
-        default=EXPENSIVE_PER_CLIENT,
+        default=4,
         details="a client is a token, or a user of the local socket "
         "([details](rest-api.md#quotas)); each node counts separately",
     )
@@ -218,13 +166,13 @@ class LimitOptions:
         "--stall-timeout",
         _TIME,
         "time until a client that reads nothing of a response is disconnected",
-        default=STALL_S,
+        default=defaults.STALL_S,
     )
     handshakes_max: int = setting(
         "--handshakes-max",
         _COUNT,
         "number of unauthenticated connections at the peer port",
-        default=HANDSHAKES_MAX,
+        default=defaults.HANDSHAKES_MAX,
         details="this machine has 96 places of its own, and addresses of nodes as many "
         "as all others; a new connection replaces the oldest one of the address that "
         "has the most; once half are taken, or 16 addresses have some, an address that "
@@ -235,13 +183,13 @@ class LimitOptions:
         "--handshakes-per-address",
         _COUNT,
         "number of unauthenticated connections from one address at the peer port",
-        default=HANDSHAKES_PER_ADDRESS,
+        default=defaults.HANDSHAKES_PER_ADDRESS,
     )
     lan_handshakes_max: int = setting(
         "--lan-handshakes-max",
         _COUNT,
         "number of TLS handshakes in progress at the LAN port",
-        default=LAN_HANDSHAKES_MAX,
+        default=128,
         details="as at the peer port, nodes and this machine have places of their own; "
         "a new one replaces the oldest; once half are taken, or 16 addresses have "
         "some, an address that is no node's is admitted once in two seconds, more "
@@ -251,13 +199,13 @@ class LimitOptions:
         "--lan-handshakes-per-address",
         _COUNT,
         "number of TLS handshakes from one address at the LAN port",
-        default=LAN_HANDSHAKES_PER_ADDRESS,
+        default=64,
     )
     handshake_s: int = setting(
         "--handshake-timeout",
         _TIME,
         "time for a certificate, at the peer port and the LAN port",
-        default=HANDSHAKE_S,
+        default=defaults.HANDSHAKE_S,
         details="twice that at the peer port for agents of the same machine",
     )
 
@@ -296,7 +244,7 @@ class AgentOptions(LimitOptions):
         "--api-port",
         _PORT,
         "plain HTTP API, on this machine only",
-        unset=str(API_PORT),
+        unset=str(defaults.API_PORT),
         details="0 means any free port; under systemd, `octaskly.socket` sets it. If "
         "another user holds the default port, the agent serves none on this machine",
     )
@@ -304,14 +252,14 @@ class AgentOptions(LimitOptions):
         "--peer-port",
         _PORT,
         "port for other nodes",
-        unset=str(PEER_PORT),
+        unset=str(defaults.PEER_PORT),
         details="mutual TLS 1.3, msgpack frames",
     )
     lan_port: int | None = setting(
         "--lan-port",
         _PORT,
         "HTTPS API for the LAN, and for requests between nodes",
-        unset=str(LAN_PORT),
+        unset=str(defaults.LAN_PORT),
     )
     interfaces: tuple[str, ...] = setting(
         "--interface",
@@ -331,7 +279,7 @@ class AgentOptions(LimitOptions):
     )
     slots: int | None = setting(
         "--slots",
-        Amount(minimum=1, maximum=SLOTS_MAX),
+        Amount(minimum=1, maximum=defaults.SLOTS_MAX),
         "number of tasks that run at the same time",
         unset="one per CPU that the agent may use",
     )
@@ -388,17 +336,17 @@ class AgentOptions(LimitOptions):
     )
     visitor_tasks: str = setting(
         "--visitor-tasks",
-        Choices(*VISITOR_TASKS),
+        Choices(*defaults.VISITOR_TASKS),
         "with all, visitors may run every task that does not forbid it",
-        default=VISITOR_TASKS[0],
+        default=defaults.VISITOR_TASKS[0],
         details="the dispatcher decides, so set it on each node that may become "
         "dispatcher; a task with variables still needs `--visitors=with-env`",
     )
     durability: str = setting(
         "--durability",
-        Choices(*DURABILITIES),
+        Choices(*defaults.DURABILITIES),
         "with strict, the dispatcher accepts nothing that only one disk holds",
-        default=DURABILITIES[0],
+        default=defaults.DURABILITIES[0],
         details="neither tasks nor results "
         "([details](../explanation/replication.md#strict-durability)); the "
         "dispatcher's setting counts, so use one value for all agents of a mesh",
@@ -407,7 +355,7 @@ class AgentOptions(LimitOptions):
         "--retention",
         Amount("T", SECONDS, minimum=1),
         "the dispatcher forgets tasks that ended so long ago",
-        default=RETENTION_S,
+        default=defaults.RETENTION_S,
         details="on all nodes ([details](../explanation/log.md#the-floor)); the "
         "dispatcher's setting counts",
     )
@@ -415,11 +363,11 @@ class AgentOptions(LimitOptions):
         "--retained-tasks",
         Amount(minimum=1),
         "the dispatcher forgets the oldest ended tasks above this number",
-        default=RETAINED_TASKS,
+        default=2_000_000,
     )
     retained_bytes: int | None = setting(
         "--retained-bytes",
-        Amount("SIZE", BYTES, minimum=RETAINED_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=defaults.RETAINED_BYTES_MIN),
         "the dispatcher forgets ended tasks to keep its log below this size",
         unset="8G, or a tenth of the disk where that is less",
         details="free pages of the file and its write-ahead log, up to 64 MiB, do not "
@@ -429,14 +377,14 @@ class AgentOptions(LimitOptions):
         "--queue-max",
         Amount(minimum=1),
         "the dispatcher queues so many tasks and rejects more with 429",
-        default=QUEUE_MAX,
+        default=defaults.QUEUE_MAX,
         details="each member of an array counts",
     )
     queued_bytes_per_subject: int = setting(
         "--queued-bytes-per-subject",
-        Amount("SIZE", BYTES, minimum=QUEUED_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=1_000_000),
         "the dispatcher queues so many bytes of one subject and rejects more with 429",
-        default=QUEUED_BYTES_PER_SUBJECT,
+        default=defaults.QUEUED_BYTES_PER_SUBJECT,
         details="commands, stdin, environment and items, beyond 1 KiB of each task",
     )
     webhooks_per_subject: int = setting(
@@ -444,14 +392,14 @@ class AgentOptions(LimitOptions):
         Amount(minimum=1),
         "the dispatcher accepts so many tasks of one subject whose webhook is still to "
         "be sent, and rejects more with 429",
-        default=WEBHOOKS_PER_SUBJECT,
+        default=defaults.WEBHOOKS_PER_SUBJECT,
         details="an array has one webhook",
     )
     rate_admin: int = setting(
         "--rate-admin",
         Amount(),
         "requests per minute of one admin: a token, or a user of the local socket",
-        default=RATE_ADMIN,
+        default=600_000,
         details="0 means no limit; the dispatcher's setting counts "
         "([details](rest-api.md#rate-limits))",
     )
@@ -459,52 +407,52 @@ class AgentOptions(LimitOptions):
         "--rate-client",
         Amount(),
         "requests per minute of one token of the role client",
-        default=RATE_CLIENT,
+        default=120_000,
         details="0 is no limit; the dispatcher's setting counts",
     )
     rate_viewer: int = setting(
         "--rate-viewer",
         Amount(),
         "requests per minute of one token of the role viewer",
-        default=RATE_VIEWER,
+        default=12_000,
         details="0 is no limit; the dispatcher's setting counts",
     )
     rate_stranger: int = setting(
         "--rate-stranger",
         Amount(),
         "requests per minute of one LAN address without a token",
-        default=RATE_STRANGER,
+        default=defaults.RATE_STRANGER,
         details="0 means no limit; each node counts separately",
     )
     output_cap_bytes: int = setting(
         "--output-cap",
         Amount(
-            "SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN, maximum=OUTPUT_CAP_BYTES_MAX
+            "SIZE", BYTES, minimum=defaults.OUTPUT_CAP_BYTES_MIN, maximum=512_000_000
         ),
         "output of one attempt that its worker keeps on disk",
-        default=OUTPUT_CAP_BYTES,
+        default=64_000_000,
         details="the first MiB of each stream, and the end "
         "([details](../explanation/running.md#output))",
     )
     output_quota_bytes: int | None = setting(
         "--output-quota",
-        Amount("SIZE", BYTES, minimum=OUTPUT_CAP_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=defaults.OUTPUT_CAP_BYTES_MIN),
         "output of all tasks together; the oldest is deleted first",
         unset="10G, or a tenth of the disk where that is less",
         details="output older than `retention` is deleted too; at least `output_cap`",
     )
     files_quota_bytes: int | None = setting(
         "--files-quota",
-        Amount("SIZE", BYTES, minimum=FILES_QUOTA_BYTES_MIN),
+        Amount("SIZE", BYTES, minimum=1_000_000),
         "files that clients upload here for tasks, or that tasks here use",
         unset="10G, or a tenth of the disk where that is less",
         details="a file that is unused for a day is deleted in any case",
     )
     drain_s: int = setting(
         "--drain",
-        Amount("T", SECONDS, maximum=DRAIN_S_MAX),
+        Amount("T", SECONDS, maximum=86_400),
         "time that running tasks have to end after SIGTERM",
-        default=DRAIN_S,
+        default=defaults.DRAIN_S,
         details="then they are killed and run elsewhere; the agent extends systemd's "
         "stop timeout accordingly",
     )
@@ -512,21 +460,21 @@ class AgentOptions(LimitOptions):
         "--rotate-within",
         Amount("T", SECONDS, minimum=1),
         "the dispatcher waits so long for nodes to learn a new mesh secret",
-        default=ROTATE_WITHIN_S,
+        default=86_400,
         details="the dispatcher's setting counts",
     )
     keep_old_secret_s: int = setting(
         "--keep-old-secret",
         Amount("T", SECONDS, minimum=1),
         "the dispatcher accepts the old secret so long after a rotation",
-        default=KEEP_OLD_SECRET_S,
+        default=7 * 86_400,
         details="the dispatcher's setting counts",
     )
     kill_grace_s: int = setting(
         "--kill-grace",
-        Amount("T", SECONDS, maximum=KILL_GRACE_S_MAX),
+        Amount("T", SECONDS, maximum=3600),
         "time from SIGTERM to SIGKILL for tasks that are killed",
-        default=KILL_GRACE_S,
+        default=10,
         details="because they timed out, were cancelled by force, or still ran when "
         "the agent stopped; a task may set another `grace`",
     )

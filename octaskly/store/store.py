@@ -10,29 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from octaskly.core import effects as ef
+from octaskly.core import events as ev
 from octaskly.core.change_feed import FeedPage, StreamExtent
-from octaskly.core.effects import (
-    Append,
-    LoadLive,
-    LoadQueued,
-    LoadTasks,
-    LoadUnblocked,
-    MergeRows,
-    PlanFloor,
-    Save,
-    ServePull,
-    Spool,
-    StageRows,
-    Unspool,
-)
-from octaskly.core.events import (
-    FloorPlanned,
-    LiveLoaded,
-    QueuedLoaded,
-    SavedState,
-    TasksLoaded,
-    UnblockedLoaded,
-)
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import entry_after
@@ -182,7 +162,7 @@ class Store:
             return None
         return f"{free >> 20} MiB are free where the log is, {needed >> 20} are needed"
 
-    def open(self) -> SavedState:
+    def open(self) -> ev.SavedState:
         """Open or create the database and return the node's saved state.
 
         Raises:
@@ -232,9 +212,9 @@ class Store:
                 self._note_queued(entry.fact.ends)
                 for retired, _ in entry.fact.retired:
                     queued.pop(retired, None)
-        self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
+        self._queue_item(ef.Append(number, tuple(fresh), tuple(epochs)))
 
-    def stage_rows(self, item: StageRows) -> None:
+    def stage_rows(self, item: ef.StageRows) -> None:
         """Queue a part of a snapshot, which is kept until it is merged.
 
         `open` drops incomplete snapshots, and merges complete ones.
@@ -244,7 +224,7 @@ class Store:
             self._has_merged.clear()
         self._queue_item(item)
 
-    def merge_rows(self, item: MergeRows) -> None:
+    def merge_rows(self, item: ef.MergeRows) -> None:
         """Queue the merge of the next part of a snapshot for the next commit."""
         if item.is_last:
             self._last_merges.append(item.number)
@@ -254,17 +234,17 @@ class Store:
                 self._queued_seqs.pop(stream, None)
         self._queue_item(item)
 
-    def save_node_state(self, item: Save) -> None:
+    def save_node_state(self, item: ef.Save) -> None:
         """Queue node state for the next commit."""
         self._queue_item(item)
 
     def spool_results(self, reports: Sequence[Report]) -> None:
         """Queue results, which are kept until `unspool_results`."""
-        self._queue_item(Spool(tuple(reports)))
+        self._queue_item(ef.Spool(tuple(reports)))
 
     def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         """Queue the deletion of spooled results."""
-        self._queue_item(Unspool(tuple(items)))
+        self._queue_item(ef.Unspool(tuple(items)))
 
     def save_peer(self, peer: NodeId, name: str, addresses: Sequence[Address]) -> None:
         """Queue a peer's addresses."""
@@ -272,12 +252,12 @@ class Store:
             PeerContact(peer, name, tuple(addresses), self._clock.now().wall_ms)
         )
 
-    async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
+    async def load_queued_tasks(self, ask: ef.LoadQueued) -> ev.QueuedLoaded:
         """Read queued tasks of one lane with `ord > after_ord`, in order."""
         assert self._writer is not None, "the store is not open"
         reading = self._writer.queue_rows.reading
 
-        def load(db: sqlite3.Connection) -> QueuedLoaded:
+        def load(db: sqlite3.Connection) -> ev.QueuedLoaded:
             with reading() as keep_rows:
                 answer, stored = queue.load_queued_tasks(db, ask)
                 keep_rows(stored)
@@ -285,27 +265,27 @@ class Store:
 
         return await self._query(load)
 
-    async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
+    async def load_unblocked_tasks(self, ask: ef.LoadUnblocked) -> ev.UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""
         read_ages = self._ages_reader()
         return await self._query(
             lambda db: load_unblocked_tasks(db, ask, read_ages(db))
         )
 
-    async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
+    async def load_live_tasks(self, ask: ef.LoadLive) -> ev.LiveLoaded:
         """Read some of the tasks whose latest attempt has not ended.
 
         Some of them are in a final state, such as cancelled ones.
         """
         return await self._query(queue.load_live_tasks, ask)
 
-    async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
+    async def load_tasks(self, ask: ef.LoadTasks) -> ev.TasksLoaded:
         """Read tasks and arrays by id: the first of `ask`, at least one."""
         return await self._query(queue.load_tasks, ask)
 
     async def read_pull_reply(
         self,
-        pull: ServePull,
+        pull: ef.ServePull,
         bytes_max: int,
     ) -> PackedMessage:
         """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`.
@@ -329,7 +309,7 @@ class Store:
                 return packed
             await self._has_merged.wait()
 
-    async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
+    async def plan_compaction(self, ask: ef.PlanFloor) -> ev.FloorPlanned:
         """Find how far the compaction floor may rise."""
         read_ages = self._ages_reader()
         return await self._query(
@@ -526,7 +506,7 @@ class Store:
         self._record_clock_step()
         await asyncio.to_thread(self._close_all)
 
-    def _start(self, connection: sqlite3.Connection) -> SavedState:
+    def _start(self, connection: sqlite3.Connection) -> ev.SavedState:
         """Read the saved state and start the threads."""
         try:
             # A stream never resumes after a restart, so nothing follows in these.

@@ -14,19 +14,8 @@ from aiohttp.tracing import Trace
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, NoAnswer, ReplyLost, connect_error
+from octaskly.client.flows import steps
 from octaskly.client.flows.rest_calls import Body, Call, Response
-from octaskly.client.flows.steps import (
-    CloseStream,
-    Emit,
-    EmittingFlow,
-    Flow,
-    OpenStream,
-    ReadStream,
-    RunBlocking,
-    SendRequest,
-    Sleep,
-    Step,
-)
 from octaskly.client.http_connection import tls_context
 from octaskly.client.listener_check import require_trusted_listener
 from octaskly.client.unix_socket import CONNECT_S_MAX, SOCKET_PATH_BYTES_MAX
@@ -72,7 +61,7 @@ class AsyncioDriver:
         self._opening = asyncio.Lock()
         self._is_closed = False
 
-    async def run(self, flow: Flow[_T]) -> _T:
+    async def run(self, flow: steps.Flow[_T]) -> _T:
         """Run a flow and return its result."""
         flow_run = _AsyncioFlowRun(self)
         result: object = None
@@ -92,7 +81,7 @@ class AsyncioDriver:
         finally:
             flow_run.close_stream()
 
-    async def iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
+    async def iterate(self, flow: steps.EmittingFlow[_T]) -> AsyncGenerator[_T]:
         """Run a flow and yield its items; closing this early cancels the flow."""
         flow_run = _AsyncioFlowRun(self)
         result: object = None
@@ -105,7 +94,7 @@ class AsyncioDriver:
                     return
                 result = raised = None
                 try:
-                    if isinstance(step, Emit):
+                    if isinstance(step, steps.Emit):
                         yield step.item
                     else:
                         result = await flow_run.perform_step(step)
@@ -242,21 +231,21 @@ class _AsyncioFlowRun:
         self._driver = driver
         self._response: aiohttp.ClientResponse | None = None
 
-    async def perform_step(self, step: Step) -> object:
+    async def perform_step(self, step: steps.Step) -> object:
         match step:
-            case SendRequest(call, timeout_s):
+            case steps.SendRequest(call, timeout_s):
                 return await self._read_response(
                     await self._driver.start_request(call, timeout_s), timeout_s
                 )
-            case OpenStream(call, timeout_s):
+            case steps.OpenStream(call, timeout_s):
                 return await self._open_stream(call, timeout_s)
-            case ReadStream(timeout_s):
+            case steps.ReadStream(timeout_s):
                 return await self._read_chunk(timeout_s)
-            case Sleep(seconds):
+            case steps.Sleep(seconds):
                 await asyncio.sleep(seconds)
-            case RunBlocking(function):
+            case steps.RunBlocking(function):
                 return await asyncio.to_thread(function)
-            case CloseStream():
+            case steps.CloseStream():
                 self.close_stream()
             case _:
                 assert_never(step)

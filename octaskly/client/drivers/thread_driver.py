@@ -12,20 +12,8 @@ from typing import Final, TypeVar, assert_never
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, ReplyLost
+from octaskly.client.flows import steps
 from octaskly.client.flows.rest_calls import Call, Response
-from octaskly.client.flows.steps import (
-    CloseStream,
-    Emit,
-    EmittingFlow,
-    Flow,
-    OpenStream,
-    ReadStream,
-    RunBlocking,
-    SendRequest,
-    Sleep,
-    Step,
-    is_finished,
-)
 from octaskly.client.http_connection import HttpConnection, headers_of
 
 IDLE_MAX: Final = 8  #: idle connections kept in the pool
@@ -49,7 +37,7 @@ class ThreadDriver:
         self._pid = os.getpid()
         self._is_closed = False
 
-    def run(self, flow: Flow[_T], raised: BaseException | None = None) -> _T:
+    def run(self, flow: steps.Flow[_T], raised: BaseException | None = None) -> _T:
         """Run a flow and return its result; `raised` is thrown into it first."""
         flow_run = _ThreadFlowRun(self)
         result: object = None
@@ -66,7 +54,7 @@ class ThreadDriver:
                 except BaseException as error:  # noqa: BLE001 - thrown into the flow
                     raised = error
         except BaseException as error:
-            if is_finished(flow):
+            if steps.is_finished(flow):
                 raise
             # The flow must also receive a Ctrl-C that arrives between two steps.
             return self.run(flow, error)
@@ -74,7 +62,7 @@ class ThreadDriver:
             flow_run.close_stream()
 
     def iterate(
-        self, flow: EmittingFlow[_T], raised: BaseException | None = None
+        self, flow: steps.EmittingFlow[_T], raised: BaseException | None = None
     ) -> Generator[_T]:
         """Run a flow and yield its items; closing this early cancels the flow."""
         flow_run = _ThreadFlowRun(self)
@@ -87,14 +75,14 @@ class ThreadDriver:
                     return
                 result = raised = None
                 try:
-                    if isinstance(step, Emit):
+                    if isinstance(step, steps.Emit):
                         yield step.item
                     else:
                         result = flow_run.perform_step(step)
                 except BaseException as error:  # noqa: BLE001 - as above
                     raised = error
         except BaseException as error:
-            if is_finished(flow):
+            if steps.is_finished(flow):
                 raise
             yield from self.iterate(flow, error)  # As above.
         finally:
@@ -148,19 +136,19 @@ class _ThreadFlowRun:
         self._response: http.client.HTTPResponse | None = None
         self._pid = os.getpid()
 
-    def perform_step(self, step: Step) -> object:
+    def perform_step(self, step: steps.Step) -> object:
         match step:
-            case SendRequest(call, timeout_s):
+            case steps.SendRequest(call, timeout_s):
                 return self._send_request(call, timeout_s)
-            case OpenStream(call, timeout_s):
+            case steps.OpenStream(call, timeout_s):
                 return self._open_stream(call, timeout_s)
-            case ReadStream(timeout_s):
+            case steps.ReadStream(timeout_s):
                 return self._read_chunk(timeout_s)
-            case Sleep(seconds):
+            case steps.Sleep(seconds):
                 time.sleep(seconds)
-            case RunBlocking(function):
+            case steps.RunBlocking(function):
                 return function()
-            case CloseStream():
+            case steps.CloseStream():
                 self.close_stream()
             case _:
                 assert_never(step)
