@@ -31,16 +31,18 @@ from octaskly.executor.call_files import RAISE_IF_FULL, CallFiles
 from octaskly.executor.call_runner import RESULT_FILE, python_version
 from octaskly.executor.call_text import Arguments, describe_calls, function_name
 from octaskly.executor.engine import Engine, WorkItem
-from octaskly.executor.interpreters import check_interpreters
+from octaskly.executor.errors import InterpreterMismatch
 from octaskly.executor.mesh import MeshClient
 from octaskly.executor.results import result_of_task
 from octaskly.rest.client_types import Draft, Task
+from octaskly.rest.mesh import NodeInfo
 
 if TYPE_CHECKING:
     from octaskly.executor.pickling import CallPayload
 
 TASKS_MAX_DEFAULT: Final = 1000  #: default of `max_workers`
 NAME_CHARS_MAX: Final = 128  #: of a task, as the API has it
+NODES_SHOWN: Final = 3  #: in a hint
 
 _CALL_RUNNER = (
     '"${OCTASKLY_CALLEE:?the agent of this node does not support calls: update it}"'
@@ -321,3 +323,48 @@ def _result(future: Future[list[_T]], deadline_s: float | None) -> list[_T]:
         )
     finally:
         future.cancel()
+
+
+def check_interpreters(nodes: Sequence[NodeInfo], requires: Requires) -> None:
+    """Check that a node with the other requirements has the Python version, too.
+
+    Without this check, a call would wait forever, and nothing would say why.
+    If no node meets the others, it waits, as every task does.
+
+    Raises:
+        InterpreterMismatch: none has it; the hint says what to install where.
+    """
+    version = requires["python"]
+    candidates = [node for node in nodes if _meets_others(node, requires)]
+    if not candidates or any(version in node.pythons for node in candidates):
+        return
+    hints = list(_hints(candidates[:NODES_SHOWN], version))
+    where = "no node" if len(candidates) == len(nodes) else "no node that fits"
+    raise InterpreterMismatch(
+        f"{where} can run calls of Python {version}", hint="\n".join(hints)
+    )
+
+
+def _hints(nodes: Sequence[NodeInfo], version: str) -> Iterator[str]:
+    for node in nodes:
+        if not node.pythons:
+            yield (
+                f"pip install cloudpickle    on {node.name}, in the environment"
+                " of its agent, and restart it"
+            )
+        else:
+            yield (
+                f"install python{version} on {node.name}, which has"
+                f" {', '.join(node.pythons)}, and restart its agent"
+            )
+
+
+def _meets_others(node: NodeInfo, requires: Requires) -> bool:
+    """Return True if a node meets the requirements that do not depend on its load."""
+    labels = requires.get("labels", {})
+    return (
+        all(node.labels.get(name) == value for name, value in labels.items())
+        and requires.get("node", node.name) in (node.name, node.id)
+        and requires.get("os", node.os) == node.os
+        and requires.get("arch", node.arch) == node.arch
+    )

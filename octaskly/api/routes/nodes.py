@@ -11,12 +11,13 @@ from aiohttp import web
 
 from octaskly import __version__
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem
+from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem, timestamp
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import VISITOR_PREFIX, NodeId, is_visitor
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
+from octaskly.rest.mesh import History, HistoryPoint, VisitorDemand
 from octaskly.system.build import build_id
 
 _VISITOR_ID: Final = re.compile(rf"{VISITOR_PREFIX}[a-z2-7]{{16}}")
@@ -147,6 +148,27 @@ def _members(request: Request) -> tuple[RosterEntry, ...]:
     return roster.nodes if roster else ()
 
 
+async def show_queue_history(request: Request) -> web.StreamResponse:
+    """Return task counts of the last ten minutes, at regular intervals."""
+    points = [
+        HistoryPoint(
+            at=timestamp(point.at_ms),
+            queued=point.queued,
+            running=point.running,
+            ended_per_second=round(point.ended_per_s, 2),
+        )
+        for point in request.gateway.queue_history()
+    ]
+    return json_response(task_response.encode(History(points=points)))
+
+
+async def show_visitor_demand(request: Request) -> web.StreamResponse:
+    """Return how many queued tasks a visitor could run that is not there yet."""
+    demand = await request.gateway.visitor_demand(request.query.required_label())
+    shown = VisitorDemand(waiting=demand.waiting, is_exact=demand.is_exact)
+    return json_response(task_response.encode(shown))
+
+
 ROUTES = (
     Route(
         method="GET",
@@ -213,5 +235,22 @@ ROUTES = (
             error_statuses=(507,),
         )
         for command in AvailabilityCommand
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/stats/history",
+        handler=show_queue_history,
+        cost=route_cost.CHEAP,
+        access=Access.READ,
+        responses={200: History},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/stats/visitors",
+        handler=show_visitor_demand,
+        cost=route_cost.EXPENSIVE,
+        access=Access.READ,
+        query=("required_label",),
+        responses={200: VisitorDemand},
     ),
 )

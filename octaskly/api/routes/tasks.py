@@ -23,6 +23,7 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OctasklyError
 from octaskly.ports import TaskListPage, TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
+from octaskly.rest.tasks import NewIds
 from octaskly.system.cooperative import join_in_turns, map_in_batches
 
 SUBMISSION_BYTES_MAX = 32 << 20
@@ -275,6 +276,16 @@ async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRe
         return await request.gateway.find_task(ref)
 
 
+async def create_ids(request: Request) -> web.StreamResponse:
+    """Return unused ids for tasks that the client is going to submit.
+
+    A submission with these ids and an `Idempotency-Key` can be repeated, like one with
+    only the key. The ids contain numbers of the same sequence as all task ids.
+    """
+    ids = await request.gateway.reserve_task_ids(request.query.count())
+    return json_response(task_response.encode(NewIds(ids=list(ids))))
+
+
 ROUTES = (
     Route(
         method="POST",
@@ -369,5 +380,14 @@ ROUTES = (
         access=Access.ADMIN,
         body_type=request_bodies.ForgetIn,
         responses={200: rest.Forgotten, 202: rest.Forgotten},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/ids",
+        handler=create_ids,
+        cost=route_cost.IDS,
+        access=Access.SUBMIT,
+        query=("count",),
+        responses={200: NewIds},
     ),
 )

@@ -41,8 +41,7 @@ from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks, route_cost
 from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
-from octaskly.api.server import large_responses
-from octaskly.api.server.quotas import Admission, Quotas
+from octaskly.api.server.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.api.server.request_turns import RequestTurns, RequestWork
@@ -54,6 +53,7 @@ JOIN_HINT = (
 )
 READING = ("GET", "HEAD")  #: requests that may take long and change nothing
 
+PART_BYTES: Final = 64 << 10  #: of a large response that is written at once
 _NOTHING: Final = contextlib.nullcontext()
 
 AiohttpHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -207,7 +207,7 @@ class RequestPipeline:
                 else:
                     response = await self._run_handler(call, route)
             if is_metered and type(response) is web.Response:
-                return await large_responses.send(call, response, quota)
+                return await _send(call, response, quota)
             return response
 
     async def _run_handler(self, request: Request, route: Route) -> web.StreamResponse:
@@ -466,3 +466,34 @@ def _unroutable(request: web.BaseRequest, failure: web.HTTPException) -> Problem
     problem = status_problem(405, f"allowed: {allow}")
     problem.headers["Allow"] = allow
     return problem
+
+
+async def _send(
+    request: Request, response: web.Response, admission: Admission
+) -> web.StreamResponse:
+    """Write a response if it is large; return the response to finish.
+
+    A body that is written at once waits in the buffers of its connection, encrypted as
+    a whole. In parts, only the next one does, and a client that reads slowly is not
+    taken for one that reads nothing.
+
+    Raises:
+        Problem: the quota of the client for responses is used up, or that of the node.
+    """
+    body = response.body
+    if not isinstance(body, bytes):
+        return response
+    admission.resize(len(body))
+    is_small = len(body) <= SMALL_RESPONSE_BYTES
+    if is_small or request.http_request.method == "HEAD":
+        return response
+    answer = web.StreamResponse(status=response.status, headers=response.headers)
+    answer.content_length = len(body)
+    request.add_headers(answer)
+    await answer.prepare(request.http_request)
+    parts = memoryview(body)
+    for start in range(0, len(body), PART_BYTES):
+        await request.work.turn()
+        await answer.write(parts[start : start + PART_BYTES])
+    await answer.write_eof()
+    return answer

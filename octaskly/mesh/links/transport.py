@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -44,7 +45,6 @@ from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
 from octaskly.system.accepting import BACKLOG
-from octaskly.system.error_frames import clear_error_frames
 from octaskly.system.pending_handshakes import (
     MemberAddresses,
     accept_within_limits,
@@ -354,7 +354,7 @@ class Transport:
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))
-            clear_error_frames(error)
+            _clear_error_frames(error)
 
     # Dialling
 
@@ -423,7 +423,7 @@ class Transport:
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))
-            clear_error_frames(error)
+            _clear_error_frames(error)
         return link
 
     def _new_link(self, dialled: Address | None) -> Link:
@@ -475,3 +475,18 @@ def _handshake_failure(error: OSError) -> str:
             return HANDSHAKE_TIMED_OUT
         case _:
             return "reset"
+
+
+def _clear_error_frames(error: BaseException) -> None:
+    """Drop the local variables in the tracebacks of an error and its contexts.
+
+    An error whose frames refer to it is a reference cycle. asyncio makes one for each
+    failed TLS handshake, so its buffers would stay until the next full collection.
+    Frames that still run keep their variables.
+    """
+    seen = set[int]()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        traceback.clear_frames(current.__traceback__)
+        current = current.__context__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octaskly import InterpreterMismatch, NodeInfo, Requires
-from octaskly.executor.interpreters import check_interpreters
+from octaskly.executor.executor import check_interpreters
 
 NODES = [
     NodeInfo(name="desk", pythons=["3.11", "3.12"], labels={"disk": "fast"}),
