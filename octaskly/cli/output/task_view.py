@@ -375,6 +375,8 @@ def format_rate(rate_per_s: float) -> str:
 def explanation_lines(found: Explanation) -> Iterator[str]:
     """Yield what `explain` says, above its table of nodes."""
     inputs = found.inputs
+    if inputs is not None and not inputs.bytes and inputs.awaited is None:
+        inputs = None  # There are none, or no node has said yet what they are.
     if inputs is None or found.status == "queued":  # Those of an attempt returned.
         yield f"{found.id} ({found.status}): {found.summary}"
         if (first := found.first_failure) is not None:

@@ -75,6 +75,14 @@ def test_a_failure_keeps_its_reason() -> None:
     assert lines("failed", INPUTS)[1] == FAILED
 
 
+def test_files_of_unknown_size_are_not_called_present() -> None:
+    """Their list has not arrived, as when the node that has it is away."""
+    unknown = InputBytes(node="nas", bytes=0, present_bytes=0)
+
+    assert lines("running", unknown) == ["task-041 (running): it runs on nas"]
+    assert lines("failed", unknown) == [f"task-041 (failed): {FAILED}"]
+
+
 def test_a_task_without_files_has_no_such_line() -> None:
     """Nor one whose node does not know any more."""
     assert lines("running", None) == ["task-041 (running): it runs on nas"]
