@@ -237,7 +237,7 @@ class SentFiles:
         return SendCallbacks(self._count_sent, self._sending.expect, self._no_room.say)
 
     def _count_sent(self, files: int, size_bytes: int) -> None:
-        if size_bytes > 0:
+        if files:  # A refused upload counts its bytes, and then takes them back.
             self._no_room.on_sent()
         self._files_sent += files
         self._bytes_sent += size_bytes

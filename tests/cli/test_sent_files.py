@@ -27,6 +27,7 @@ from octaskly.rest.client_types import Draft
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 from tests.cli.typed import typed, without_wait_reason
+from tests.support.agents import until
 
 MISSING = "/api/v1/files/missing"
 PACK = "/api/v1/files/pack"
@@ -495,6 +496,27 @@ def test_an_interrupt_while_files_are_sent_leaves_no_task(
 
     assert (ended, api.tasks) == ((130, ""), {})
     assert api.requests[-1] == f"POST {path}"
+
+
+def test_a_wait_for_room_for_a_large_file_is_reported_once(
+    api: Api, environ: dict[str, str], project: Path
+) -> None:
+    """Each try reads a part of the file, although none of it is stored."""
+    (project / "large").write_bytes(LARGE)
+    upload = f"/api/v1/files/{sha256(LARGE).hexdigest()}"
+    api.answers[MISSING] = lambda body: {"missing": body["sha256"], "node": "n1"}
+    api.refusal = "Not enough space for the file"
+    api.refuse = lambda _, path: (507, {}) if path == upload else None
+    words = ["--node", "here", *words_of("submit", "large")]
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "octaskly", *words], env=environ, stderr=subprocess.PIPE
+    ) as process:
+        until(lambda: api.requests.count(f"POST {upload}") > 2, "it was tried again")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+
+    assert said.count(b"waiting for free space") == 1, said
 
 
 @pytest.mark.parametrize(("command", "file"), [("submit", "greet"), ("run", "large")])
