@@ -144,8 +144,18 @@ def upload_tree(
         requests: Requests to the node.
         tree: The tree.
         callbacks: Are told of the progress.
+
+    Raises:
+        ManifestError: the node may never have room for all that it lacks.
     """
-    missing, node = yield from _missing(requests, list(tree.sizes), is_lent=False)
+    missing, node, quota = yield from _missing(requests, tree.sizes, is_lent=False)
+    missing_bytes = sum(tree.sizes[name] for name in missing)
+    if quota is not None and missing_bytes > quota:
+        raise ManifestError(
+            f"the files have {missing_bytes} bytes; all files together may take {quota}"
+            f" at {requests.node_label}",
+            hint="raise the --files-quota of its agent, or send fewer files",
+        )
     contents = [name for name in missing if name != tree.sha256]
     yield from _send_contents(requests, tree, contents, callbacks, is_lent=False)
     if tree.sha256 in missing:
@@ -168,13 +178,13 @@ def prepare_lending(
         callbacks: Are told of the progress.
     """
     if sum(tree.sizes.values()) <= KEPT_BYTES:
-        missing, node = yield from _missing(requests, list(tree.sizes), is_lent=False)
+        missing, node, _ = yield from _missing(requests, tree.sizes, is_lent=False)
         if sum(tree.sizes[name] for name in missing) <= SENT_AT_ONCE_BYTES:
             yield from _send_contents(requests, tree, missing, callbacks, is_lent=False)
             contents = [name for name in missing if name != tree.sha256]
             sent_bytes = sum(tree.sizes[name] for name in contents)
             return SentTree(tree.sha256, node, len(contents), sent_bytes)
-    missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
+    missing, node, _ = yield from _missing(requests, [tree.sha256], is_lent=True)
     if missing:
         yield from _send_manifest(requests, tree, callbacks, is_lent=True)
     return SentTree(tree.sha256, node, 0, 0, is_lent=True)
@@ -196,7 +206,7 @@ def share_again(
         lent_to: Id of the node to which it was lent, if it was. Workers ask that node,
             so it is lent again only there; any other node gets all its files.
     """
-    missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
+    missing, node, _ = yield from _missing(requests, [tree.sha256], is_lent=True)
     if node != lent_to:
         return (yield from upload_tree(requests, tree, callbacks))
     if missing:
@@ -245,7 +255,7 @@ def lend_tree(
         # A node gets what the user has named, whatever it asks for.
         asked = [name for name in event.data.get("sha256", ()) if name in tree.sizes]
         if asked:
-            wanted, _ = yield from _missing(requests, asked, is_lent=True)
+            wanted, _, _ = yield from _missing(requests, asked, is_lent=True)
             yield from _send_contents(requests, tree, wanted, callbacks, is_lent=True)
 
 
@@ -371,17 +381,17 @@ def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
 
 
 def _missing(
-    requests: RequestFlow, names: Sequence[str], *, is_lent: bool
-) -> Flow[tuple[list[str], str]]:
-    """Return which files the node lacks, and the node's id."""
-    missing: list[str] = []
-    node = ""
-    for start in range(0, len(names), ASKED_FILES_MAX):
-        some = names[start : start + ASKED_FILES_MAX]
+    requests: RequestFlow, names: Iterable[str], *, is_lent: bool
+) -> Flow[tuple[list[str], str, int | None]]:
+    """Return which files the node lacks, the node's id, and its quota."""
+    asked, missing = list(names), list[str]()
+    node, quota = "", None
+    for start in range(0, len(asked), ASKED_FILES_MAX):
+        some = asked[start : start + ASKED_FILES_MAX]
         answer = yield from _ask_missing(requests, some, is_lent=is_lent)
         missing += answer.missing
-        node = answer.node
-    return missing, node
+        node, quota = answer.node, answer.quota_bytes
+    return missing, node, quota
 
 
 def _ask_missing(

@@ -274,11 +274,12 @@ class BlobFetcher:
             fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
             sizes = self._sizes_of(tree)
             fetch.count_into(tally, tree, sizes)
+            # The client waits for room that will never be here.
+            self.blob_store.check_quota(sum(sizes.values()))
             fetch.fetch_lent(sizes)
         except (FileExceedsQuota, DiskFull):
             raise
         except FileQuotaExceeded as error:
-            self.blob_store.check_quota(sum(sizes.values()))
             # Others that wait for room, too, may go on with less than it takes.
             self.blob_store.release_copies(sizes)
             raise FilesAwaited(

@@ -72,10 +72,10 @@ class BlobRoom:
         )
 
     def check_quota(self, size_bytes: int) -> None:
-        """Raise FileExceedsQuota if the store may never hold a file of this size."""
+        """Raise FileExceedsQuota if the store may never hold so many bytes."""
         if size_bytes > self.quota_bytes():
             raise FileExceedsQuota(
-                f"a file of {size_bytes} bytes is larger than the quota of this node,"
+                f"{size_bytes} bytes of files are more than the quota of this node,"
                 f" {self.quota_bytes()} bytes",
                 hint="raise the agent's --files-quota, or send it through another node",
             )

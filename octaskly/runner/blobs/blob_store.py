@@ -461,7 +461,7 @@ class BlobStore:
         return self._room.quota_bytes()
 
     def check_quota(self, size_bytes: int) -> None:
-        """Raise FileExceedsQuota if the store may never hold a file of this size."""
+        """Raise FileExceedsQuota if the store may never hold so many bytes."""
         self._room.check_quota(size_bytes)
 
     def list_blobs(self) -> dict[str, tuple[int, float]]:

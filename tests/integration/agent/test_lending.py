@@ -468,6 +468,20 @@ def test_a_client_waits_for_room_and_says_so(
     assert new == (["cancelled"] if command == "run" else [])
 
 
+@pytest.mark.parametrize(("command", "code"), [("run", 125), ("submit", 1)])
+def test_files_that_no_quota_can_hold_are_refused(
+    agents: list[Agent], project: Path, command: str, code: int
+) -> None:
+    """Each of them would fit; a wait for room would have no end."""
+    for name in ("one", "two", "three"):
+        (project / name).write_bytes(os.urandom(LARGE_BYTES))
+    with run_octaskly(agents[0], command, "--in", ".", "--", "true") as process:
+        said = process.communicate(timeout=60)[1]
+
+    assert re.search("(9000000|90[0-9]{5}) bytes.* (quota|all files together)", said)
+    assert (process.returncode, "waiting for" in said) == (code, False), said
+
+
 def test_a_client_goes_on_when_there_is_room(
     full_agent: Agent, session: Session, project: Path
 ) -> None:

@@ -529,7 +529,7 @@ def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:
 
 def test_a_file_above_the_quota_is_refused_at_once(blob_store: BlobStore) -> None:
     """It would never fit."""
-    with pytest.raises(FileExceedsQuota, match="1001 bytes is larger than the quota"):
+    with pytest.raises(FileExceedsQuota, match="1001 bytes of files"):
         blob_store.start_upload(name_of(bytes(1001)), 1001)
     with pytest.raises(FileExceedsQuota):
         blob_store.continue_upload(name_of(bytes(1001)), 1001, 0)
