@@ -96,6 +96,7 @@ class TlsTransport(asyncio.Transport):
         self._unsent_bytes = 0
         self._high_bytes, self._low_bytes = WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES // 4
         self._is_writing_paused = False
+        self._awaits_writable = False  #: the event loop calls `_write_unsent`
         self._is_reading = False
         self._is_reading_paused = False
         self._is_closing = False
@@ -292,12 +293,15 @@ class TlsTransport(asyncio.Transport):
                 else:
                     self._unsent.popleft()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._awaits_writable = True
             self._loop.add_writer(self._fd, self._write_unsent)
         except OSError as error:
             self._lose(error)
             return
         else:
-            self._loop.remove_writer(self._fd)
+            if self._awaits_writable:  # To ask the event loop takes longer.
+                self._awaits_writable = False
+                self._loop.remove_writer(self._fd)
             self._start_turn()
             if self._is_closing:
                 self._start_shutdown()
