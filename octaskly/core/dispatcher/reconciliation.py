@@ -187,7 +187,7 @@ class Reconciler:
         listed_attempts = set()
         for attempt, spec in message.running:
             listed_attempts.add((spec.id, attempt))
-            self._adopt_attempt(node, attempt, spec)
+            self._adopt_attempt(node, attempt, spec, now)
         # What the worker does not know was lost with its process, or on the way to it,
         # unless a log that is not read yet has its end.
         unlisted = [
@@ -352,15 +352,19 @@ class Reconciler:
             self.merge_record(record, task)
             if task.is_read and not was_read:
                 self._step.follow_array(task)
-        live = [] if task is None else _live_attempts(task.record)
-        if task is None or not live:
-            return
-        for attempt in live:
+        if task is not None and _live_attempts(task.record):
+            self._give_up_others(task, now)
+            self._await_worker(task, now)
+
+    def _give_up_others(self, task: QueuedTask, now: Moment) -> None:
+        """Give up all live attempts but the one that counts, which stands for them.
+
+        Nobody will report their ends, and no failure decides the task while one lives.
+        """
+        for attempt in _live_attempts(task.record):
             if attempt.id != task.attempt:
-                # Nobody will report its end, and the other attempt stands for it.
                 end = task_rules.superseded_end(now)
                 self._step.write_end(task, attempt.id, attempt.node, end)
-        self._await_worker(task, now)
 
     def _adopt_unknown(self, record: TaskRecord) -> QueuedTask | None:
         """Take a task into hand that is live in the log; decide one that is not."""
@@ -425,7 +429,9 @@ class Reconciler:
             # It may hold nothing now, and never tell of an end.
             self._step.recount_worker(before)
 
-    def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
+    def _adopt_attempt(
+        self, node: NodeId, attempt: AttemptId, spec: TaskSpec, now: Moment
+    ) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
         if task and task.final_state is None and task.is_live_at(node, attempt):
@@ -441,6 +447,7 @@ class Reconciler:
             task = self._adopt_unread(task, node, attempt, spec)
         task.is_worker_confirmed = True
         self._step.facts.append(Assigned(spec.id, attempt, node))
+        self._give_up_others(task, now)
 
     def _may_count(
         self, task: QueuedTask | None, task_id: TaskId, attempt: AttemptId

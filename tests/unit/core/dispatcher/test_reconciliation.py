@@ -35,9 +35,11 @@ from tests.support.builders import (
     node_info,
     outcome,
     released,
+    report,
     spec,
 )
 from tests.support.dispatcher import (
+    FAILED,
     LATE,
     LOST_OUTCOME,
     A,
@@ -522,7 +524,10 @@ def test_a_listed_later_attempt_counts_until_all_logs_are_read() -> None:
 
     effects = world.dispatch.on_reattach(B, back, moment(1))
 
-    assert appended_facts(effects) == [Assigned(T, attempt(2), B)]
+    assert appended_facts(effects) == [
+        Assigned(T, attempt(2), B),
+        Finished(T, attempt(), A, superseded_end(moment(1))),
+    ]
     assert effects[1:] == []
     assert world.dispatch.outstanding(B) == 1
 
@@ -545,11 +550,28 @@ def test_a_later_attempt_precedes_one_of_a_silent_worker() -> None:
 
     effects = world.dispatch.on_reattach(B, back, moment(1))
 
-    assert appended_facts(effects) == [Assigned(T, attempt(2), B)]
+    assert appended_facts(effects) == [
+        Assigned(T, attempt(2), B),
+        Finished(T, attempt(), A, superseded_end(moment(1))),
+    ]
     assert effects[1:] == []
     world.dispatch.on_worker_up(node_info(A, 1), moment(2))
     late = Reattach(((attempt(), spec()),), 1, NodeState.READY)
     assert world.dispatch.on_reattach(A, late, moment(2)) == [send_kill(A)]
+
+
+def test_a_failure_decides_though_the_log_shows_an_earlier_attempt_as_running() -> None:
+    """The later attempt stands for it, and the task asks for no retries."""
+    world = dispatcher_with(live=(task_record("t", live_attempt(A)),))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(1))
+    back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
+    world.dispatch.on_reattach(B, back, moment(1))
+
+    failure = results_message(report(of=attempt(2), end=FAILED))
+    effects = deliver_results(world.dispatch, B, failure, moment(2))
+
+    end = Finished(T, attempt(2), B, FAILED, decided_term=1)
+    assert appended_facts(effects) == [end]
 
 
 def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
@@ -599,7 +621,7 @@ def test_a_worker_has_room_again_when_its_attempt_runs_elsewhere() -> None:
 
     effects = world.dispatch.on_submitted(submission(), moment(1)) + world.commit(1)
 
-    assert Assigned(TaskId("task-008-00000000"), attempt(seq=3), A) in appended_facts(
+    assert Assigned(TaskId("task-008-00000000"), attempt(seq=4), A) in appended_facts(
         effects
     )
 
