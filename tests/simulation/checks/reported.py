@@ -169,16 +169,19 @@ def _is_presumed(end: Attempt | Finished) -> bool:
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
     """Return True if G4 lets the outcome change: for want of a node or of its log.
 
-    Only nodes that announced the task or ran it count for a split.
+    A split counts if it cut off a node that announced the task or ran it, or all those
+    with the first outcome that were not down.
     """
-    machines = world.machines
-    were_down = all(machines[node].life != life for node, life in before.holders)
-    accepted_s = world.storage.accepted_s.get(record.id, 0.0)
+    since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
-    were_apart = any(world.was_apart(n, accepted_s - HEALED_S) for n in nodes)
+    were_apart = any(world.was_apart(node, since_s) for node in nodes)
+    were_away = all(
+        world.machines[node].life != life or world.was_apart(node, since_s)
+        for node, life in before.holders
+    )
     return (
-        were_down
-        or were_apart
+        were_apart
+        or were_away
         or bool(world.restored)
         or _is_late_end(record, before, now)
         or _are_of_a_split(world, record.id, before, now)
