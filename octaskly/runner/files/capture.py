@@ -62,6 +62,7 @@ ENTRY_BYTES: Final = 96  #: of an entry in a manifest, besides its names
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT)
+_READ_ERRORS: Final = (errno.EIO, errno.ESTALE)
 
 
 class CapturedOutputs(NamedTuple):
@@ -263,14 +264,15 @@ class _Capture:
         """Yield the entries of a folder, without `.git`.
 
         Raises:
-            OSError: it has too many entries, or it is required and cannot be read.
+            OSError: it has too many entries, its disk fails, or it is required and
+            cannot be read.
         """
         try:
             entries = self._access.list_folder(self._workdir, folder)
         except (FileNotFoundError, NotADirectoryError):
             return  # The task removed or replaced it in the meantime.
         except OSError as error:
-            if is_required or error.errno == errno.E2BIG:
+            if is_required or error.errno in (errno.E2BIG, *_READ_ERRORS):
                 raise
             self._note(folder, error)
             return
@@ -324,8 +326,8 @@ class _Capture:
         except (FileNotFoundError, NotADirectoryError):
             return False  # The task removed it in the meantime.
         except OSError as error:
-            is_fatal = error.errno in (errno.EFBIG, errno.EEXIST, *_DISK_ERRORS)
-            if is_fatal or found.path == declared:
+            fatal = (errno.EFBIG, errno.EEXIST, *_DISK_ERRORS, *_READ_ERRORS)
+            if error.errno in fatal or found.path == declared:
                 raise
             self._note(found.path, error)
             return False

@@ -30,6 +30,7 @@ from octaskly.runner.files.task_user_ops import (
     TaskUserHelper,
     TaskUserOps,
 )
+from octaskly.runner.files.workdir import FolderEntry
 from octaskly.runner.output.captured_contents import (
     MANIFEST_NAME,
     CapturedContents,
@@ -430,6 +431,35 @@ def test_an_output_that_cannot_be_kept_whole_leaves_the_others(
 
     assert found.files == (OutputFile("other", 4), OutputFile("build", None))
     assert texts_in(tmp_path / "o") == {"other": "same"}
+
+
+@pytest.mark.parametrize("failing", ["build/z", "build/inner"])
+def test_a_failing_disk_makes_the_whole_output_missing(
+    tmp_path: Path, failing: str
+) -> None:
+    """The command would end with 0 and have half a folder."""
+    work = tmp_path / "work"
+    (work / "build" / "inner").mkdir(parents=True)
+    for name in ("build/a", "build/inner/b", "build/z", "other"):
+        (work / name).write_text(name)
+
+    class Failing(SameUserOps):
+        def open_output(self, workdir: Path, path: str) -> int:
+            self._check(path)
+            return SameUserOps.open_output(workdir, path)
+
+        def list_folder(self, workdir: Path, path: str) -> list[FolderEntry]:
+            self._check(path)
+            return SameUserOps.list_folder(workdir, path)
+
+        def _check(self, path: str) -> None:
+            if path == failing:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    found = captured(work, tmp_path / "o", "other", "build", access=Failing())
+
+    assert found.files == (OutputFile("other", 5), OutputFile("build", None))
+    assert found.problem == "output build was not kept: Input/output error"
 
 
 def test_too_many_files_are_refused(
