@@ -233,6 +233,9 @@ def print_os_error(error: OSError) -> None:
     elif error.errno in WRITE_ERRORS:
         hint = "df .    is the output's disk full?"
         print_error(f"cannot write: {why}", hints=[hint])
+    elif error.errno == errno.ENOENT:  # Only `getcwd` names no file.
+        hint = 'cd "$PWD"    if it has been made again'
+        print_error("the current folder has been deleted", hints=[hint])
     else:
         hint = "octaskly doctor    checks this machine"
         print_error(f"the operating system reports: {why}", hints=[hint])

@@ -23,13 +23,14 @@ def refused(number: int, *names: str) -> OSError:
             "ls -ld '/a b/c'",
         ),
         (refused(errno.ENOSPC), "cannot write: No space left on device", "df ."),
+        (refused(errno.ENOENT), "the current folder has been deleted", 'cd "$PWD"'),
         (
             refused(errno.EMFILE),
             "the operating system reports: Too many open files",
             "octaskly doctor",
         ),
     ],
-    ids=["file", "output", "other"],
+    ids=["file", "output", "folder", "other"],
 )
 def test_the_message_names_the_operation_that_failed(
     error: OSError, said: str, hint: str, capsys: pytest.CaptureFixture[str]
