@@ -105,6 +105,8 @@ class LocalFiles:
             )
         if self._is_by_item:
             _check_members(self._tree.manifest)
+            secrets = dict.fromkeys(map(_member_path, self._tree.secret_paths))
+            self._tree = self._tree._replace(secret_paths=tuple(secrets))
         return self._tree
 
     def attach(
@@ -212,13 +214,16 @@ def _sent_digests(
     unmoved = frozenset(origin.unmoved)
     digests = {}
     for file in manifest.files:
-        path = file.path
-        if is_by_item:  # One for all members, or that of an item.
-            is_common = path.startswith(f"{COMMON_FOLDER}/")
-            path = path.split("/", 1 if is_common else 2)[-1]
+        path = _member_path(file.path) if is_by_item else file.path
         if "" in unmoved or any(place in unmoved for place in prefixes(path)):
             digests[path] = file.sha256
     return SentDigests(os.fsdecode(origin.folder), digests)
+
+
+def _member_path(path: str) -> str:
+    """Return the path, in the folder of a member, of a file in the tree of an array."""
+    is_common = path.startswith(f"{COMMON_FOLDER}/")
+    return path.split("/", 1 if is_common else 2)[-1]
 
 
 def _sent_trees() -> SentTrees:

@@ -339,7 +339,7 @@ class _TreeScan:
         top = named.source.rstrip("/")
         listing = list_folder(top or "/", includes_ignored=self._includes_ignored)
         self._listings.append(listing)
-        place = _join(named.below, named.place)
+        place = _join(named.below, named.place).removesuffix("/")
         below = _join(place, "")
         for path, status in listing.entries.items():
             self._add_entry(below + path, f"{top}/{path}", status, top)

@@ -122,6 +122,26 @@ def test_each_command_that_hands_in_tasks_sends_files(
     assert b"1 file, 6 B; sent 0\n" in mapped.stderr
 
 
+def test_the_current_folder_goes_to_all_members_beside_files_of_their_own(
+    agent: DemoAgent, project: Path, tmp_path: Path
+) -> None:
+    """Also the contents of a folder for each item, at the top of its task's folder."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_text(name)
+    (project / ".env").write_text("secret")
+    words = ("map", "-k", "--in", ".", "--in", "{}=.", "--", "cat data src/text; : {}")
+
+    done = octaskly(
+        agent, *words, ":::", *(str(tmp_path / name) for name in ("one", "two"))
+    )
+
+    assert (done.stdout, done.returncode) == (b"onehello\ntwohello\n", 0), done.stderr
+    assert done.stderr.splitlines()[0] == (
+        b"warning: files that look like secrets are sent: .env"
+    )
+
+
 def test_files_that_look_secret_are_named(agent: DemoAgent, project: Path) -> None:
     """They are sent, since the user named their folder, but not unnoticed."""
     for name in (".env", "a.key", "b.key", "c.pem", "id_rsa"):
