@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from octaskly.core.dispatcher.reconciliation import CATCH_UP_S
 from octaskly.core.events import DialFailed, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import Address, NodeId
 from octaskly.core.model.settings import Limits
@@ -56,6 +57,8 @@ class Network:
         self._cuts: set[Pair] = set()
         self._apart_s: dict[NodeId, float] = {}
         """When nodes were last cut off from some other node."""
+        self._late_s: dict[NodeId, float] = {}
+        """When a node was last heard later than a new dispatcher waits."""
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0
         self.delay_ms = (0.2, 4.0)
@@ -142,6 +145,10 @@ class Network:
         """Return True if a node was cut off from another one since that time."""
         is_apart = any(node in pair for pair in self._cuts)
         return is_apart or self._apart_s.get(node, -math.inf) >= since_s
+
+    def was_late(self, node: NodeId, since_s: float) -> bool:
+        """Return True if others waited for what a node said since that time."""
+        return self._late_s.get(node, -math.inf) >= since_s
 
     def is_up(self, a: NodeId, b: NodeId) -> bool:
         """Return True if both ends of a link know of it and can talk."""
@@ -417,6 +424,8 @@ class Network:
         for end in sorted(link.ends) if self.slow_ms else ():
             delay_s += world.random.uniform(*self.slow_ms.get(end, (0.0, 0.0))) / 1000
         due_s = max(world.time_s + delay_s, link.next_s.get(receiver, 0.0))
+        if due_s > world.time_s + CATCH_UP_S:
+            self._late_s.update(dict.fromkeys(link.ends, world.time_s))
         link.next_s[receiver] = due_s + 1e-6
         world.at(due_s - world.time_s, action)  # type: ignore[arg-type]
 

@@ -169,14 +169,18 @@ def _is_presumed(end: Attempt | Finished) -> bool:
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
     """Return True if G4 lets the outcome change: for want of a node or of its log.
 
-    A split counts if it cut off a node that announced the task or ran it, or all those
-    with the first outcome that were not down.
+    A split counts if it cut off a node that announced the task or ran it. So it does if
+    it cut off all those with the first outcome that were not down. A dispatcher runs a
+    task again without those that it hears late, too.
     """
     since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
     were_apart = any(world.was_apart(node, since_s) for node in nodes)
+    ran_again = _ran_here(world, now)
     were_away = all(
-        world.machines[node].life != life or world.was_apart(node, since_s)
+        world.machines[node].life != life
+        or world.was_apart(node, since_s)
+        or (ran_again and world.network.was_late(node, since_s))
         for node, life in before.holders
     )
     return (
@@ -187,6 +191,14 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
         or _are_of_a_split(world, record.id, before, now)
         or _lacked_a_log(world, record.id, before, now)
     )
+
+
+def _ran_here(world: World, now: Told) -> bool:
+    """Return True if the dispatcher that tells an outcome assigned its attempt."""
+    machine, attempt = world.machines[now.node], now.outcome[1]
+    if attempt is None or machine.node is None:
+        return False
+    return machine.disk.writers.get(attempt.stream) == machine.node.epoch
 
 
 def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
