@@ -18,7 +18,9 @@ from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.file_keepers import FileKeepers
 from octaskly.api.security.one_time_codes import OneTimeCodes
+from octaskly.api.security.quotas import Admission
 from octaskly.api.security.rate_limit import RateLimiter
+from octaskly.api.security.request_turns import RequestWork
 from octaskly.api.security.route_cost import Cost
 from octaskly.config.defaults import (
     BODY_S,
@@ -103,36 +105,6 @@ class HttpTimeouts:
 
 class NotSent(ConnectionError):
     """The other node did not get the request, or refused to act on it."""
-
-
-class Quota(Protocol):
-    """The quotas of its client that a request uses."""
-
-    def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Free all while the block waits for an event, and take it again after it."""
-
-    def resize(self, size_bytes: int) -> None:
-        """Take as much memory as a response of this size needs.
-
-        Raises:
-            Problem: the quota of the client for responses is used up, or the node's.
-        """
-
-    def part(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Hold a long part of a stream in memory while the block runs; may wait."""
-
-
-class Work(Protocol):
-    """A request that is answered, while it counts among those of its client."""
-
-    def end(self) -> None:
-        """Count it no longer, because it waits for an event."""
-
-    async def turn(self) -> None:
-        """Wait until the next part of a long response may be written."""
-
-    def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Let the requests of others pass before a step that takes milliseconds."""
 
 
 class NodeClient(Protocol):
@@ -360,8 +332,8 @@ class Request:
     body: bytes
     principal: Principal | None  #: None only on public routes and between nodes
     forwarded_by: NodeId | None  #: the node that forwarded it
-    quota: Quota
-    work: Work
+    quota: Admission
+    work: RequestWork
     visitor: NodeId | None = None  #: who asks for what belongs to its tasks
 
     @property

@@ -1,6 +1,6 @@
 """Cost of routes: the resources of a node that a request uses, by route.
 
-The server enforces it for all routes alike: `server/quotas.py` bounds the expensive
+The server enforces it for all routes alike: `quotas.py` bounds the expensive
 requests in progress and the memory of responses, and the rate limit charges the units.
 """
 

@@ -21,12 +21,10 @@ from octaskly.api.http import audit_trail, authentication, mesh_rate_limit
 from octaskly.api.http.handler_types import (
     Access,
     Connection,
-    Quota,
     Request,
     RequestInfo,
     Route,
     Services,
-    Work,
 )
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.problems import (
@@ -41,10 +39,10 @@ from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks, route_cost
 from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
-from octaskly.api.server.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
+from octaskly.api.security.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
+from octaskly.api.security.request_turns import RequestTurns, RequestWork
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
-from octaskly.api.server.request_turns import RequestTurns, RequestWork
 from octaskly.ports import Principal
 from octaskly.trust.certificates import PeerIdentity
 
@@ -318,8 +316,8 @@ class RequestPipeline:
         routed: _RoutedRequest,
         route: Route,
         principal: Principal | None,
-        quota: Quota,
-        work: Work,
+        quota: Admission,
+        work: RequestWork,
     ) -> Request:
         request, seen, connection = routed.request, routed.info, routed.connection
         has_query = route.query is not None and "?" in request.raw_path

@@ -54,7 +54,9 @@ from octaskly.api.problems import TOO_MANY_CONNECTIONS, Problem, status_problem
 from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.origin_checks import AllowList
+from octaskly.api.security.quotas import Quotas
 from octaskly.api.security.rate_limit import RateLimiter
+from octaskly.api.security.request_turns import RequestTurns
 from octaskly.api.server.connection_limits import ConnectionKind, ConnectionLimits
 from octaskly.api.server.listeners import (
     Place,
@@ -64,7 +66,6 @@ from octaskly.api.server.listeners import (
     identify_user,
 )
 from octaskly.api.server.pipeline import RequestPipeline
-from octaskly.api.server.quotas import Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import (
     OnResponse,
@@ -72,7 +73,6 @@ from octaskly.api.server.request_lifecycle import (
     RequestLifecycle,
     RequestMetrics,
 )
-from octaskly.api.server.request_turns import RequestTurns
 from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId, is_visitor

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 
 from octaskly.api.problems import Problem
+from octaskly.api.security.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
 from octaskly.api.security.route_cost import CHEAP, EXPENSIVE, LIST, Cost
-from octaskly.api.server.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
 from octaskly.config.settings import LimitOptions
 from octaskly.ports import Principal
 

@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from octaskly.api.server.request_turns import (
+from octaskly.api.security.request_turns import (
     HEAVY_WAIT_S,
     LIGHT_MAX,
     STARTS_PER_TURN,
@@ -139,7 +139,7 @@ async def settle() -> None:
 @pytest.fixture(autouse=True)
 def long_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests count until they end, however slow the machine is."""
-    monkeypatch.setattr("octaskly.api.server.request_turns.WORK_S_MAX", 60.0)
+    monkeypatch.setattr("octaskly.api.security.request_turns.WORK_S_MAX", 60.0)
 
 
 async def test_an_owner_has_a_bounded_number_in_progress() -> None:
@@ -203,7 +203,7 @@ async def test_a_request_that_waits_counts_no_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stream, or a client that reads slowly, takes no place from its owner."""
-    monkeypatch.setattr("octaskly.api.server.request_turns.WORK_S_MAX", 0.01)
+    monkeypatch.setattr("octaskly.api.security.request_turns.WORK_S_MAX", 0.01)
     turns, all_wait = RequestTurns(), asyncio.Barrier(4 * LIGHT_MAX)
 
     async def follow() -> None:

@@ -15,8 +15,8 @@ from octaskly.api.http.handler_types import (
     Route,
 )
 from octaskly.api.routes.table import ROUTES
+from octaskly.api.security.quotas import CLIENT_SHARE
 from octaskly.api.security.route_cost import LIST, TREE, CostKind
-from octaskly.api.server.quotas import CLIENT_SHARE
 from octaskly.config.settings import LimitOptions
 
 UNMETERED = (Access.PUBLIC, Access.NODE)

@@ -47,7 +47,7 @@ TURNS_BEFORE_HEAVY: Final = 6
 
 
 class RequestWork:
-    """A request that is answered; implements `handler_types.Work` while it is entered.
+    """A request that is answered, while it counts among those of its client.
 
     It counts among those of its owner until it ends, but for at most `WORK_S_MAX`.
     While another owner has requests in progress, this one may have only as many. So a
@@ -67,15 +67,15 @@ class RequestWork:
         self._turns.end_light(self)
 
     def end(self) -> None:
-        """See `handler_types.Work`."""
+        """Count it no longer, because it waits for an event."""
         self._turns.end_light(self)
 
     async def turn(self) -> None:
-        """See `handler_types.Work`."""
+        """Wait until the next part of a long response may be written."""
         await self._turns.wait(self.owner)
 
     def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """See `handler_types.Work`."""
+        """Let the requests of others pass before a step that takes milliseconds."""
         return self._turns.heavy(self.owner)
 
 
