@@ -23,7 +23,7 @@ WAKE_PATH: Final = "/internal/v1/forgotten-outputs/wake"
 
 async def list_forgotten(request: Request) -> web.StreamResponse:
     """Return which outputs that a node keeps are of forgotten tasks."""
-    kept = request_bodies.parse_kept_outputs(request.body)
+    kept = request_bodies.decode_body(KeptOutputsIn, request.body).kept
     indices, before_ms = await request.gateway.find_forgotten(kept)
     shown = ForgottenIndices(forgotten=list(indices), before_ms=before_ms)
     return json_response(task_response.encode(shown))

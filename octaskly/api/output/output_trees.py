@@ -79,7 +79,7 @@ async def show_output_tree(request: Request) -> web.StreamResponse:
 
 async def hold_outputs(request: Request) -> web.StreamResponse:
     """Keep captured outputs for an hour, because unfinished tasks need them."""
-    outputs = request_bodies.parse_outputs(request.body)
+    outputs = request_bodies.decode_body(OutputsIn, request.body).outputs
     held = await request.files.trees.hold_outputs(outputs)
     return json_response(task_response.encode(HeldIndices(held=held)))
 

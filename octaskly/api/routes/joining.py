@@ -65,12 +65,6 @@ class FingerprintIn(RequestBody):
     fingerprint: Annotated[str, msgspec.Meta(max_length=FINGERPRINT_CHARS_MAX)]
 
 
-_fingerprint_decoder = msgspec.json.Decoder(FingerprintIn)
-_leave_decoder = msgspec.json.Decoder(LeaveIn)
-_invite_decoder = msgspec.json.Decoder(InviteIn)
-_join_decoder = msgspec.json.Decoder(JoinIn)
-
-
 async def show_membership(request: Request) -> web.StreamResponse:
     """Return this node's mesh, and the members and tasks that remain if it leaves."""
     found = await _admissions(request).join_status()
@@ -88,7 +82,7 @@ async def show_membership(request: Request) -> web.StreamResponse:
 
 async def join_mesh(request: Request) -> web.StreamResponse:
     """Join another mesh; the node starts there with empty state."""
-    asked: JoinIn = decode_body(_join_decoder, JoinIn, request.body)
+    asked = decode_body(JoinIn, request.body)
     admissions = _admissions(request)
     found = await admissions.join_status()
     await admissions.join_mesh(
@@ -103,7 +97,7 @@ async def join_mesh(request: Request) -> web.StreamResponse:
 
 async def leave_mesh(request: Request) -> web.StreamResponse:
     """Leave the mesh permanently; the node stops and deletes its state of the mesh."""
-    asked: LeaveIn = decode_body(_leave_decoder, LeaveIn, request.body)
+    asked = decode_body(LeaveIn, request.body)
     admissions = _admissions(request)
     found = await admissions.join_status()
     await admissions.leave_mesh(
@@ -115,7 +109,7 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
 
 def parse_invite(body: bytes) -> InviteIn:
     """Return a request for an invite; raise `Problem` if it is invalid."""
-    asked: InviteIn = decode_body(_invite_decoder, InviteIn, body)
+    asked = decode_body(InviteIn, body)
     if asked.visitor is None and asked.ttl_s > TTL_S_MAX:
         hint = f"expected an integer from {TTL_S_MIN} to {TTL_S_MAX} (seconds)"
         raise Problem(400, INVALID_VALUE, hint=hint, field="ttl_s")
@@ -179,7 +173,7 @@ async def list_join_requests(request: Request) -> web.StreamResponse:
 
 async def approve_join_request(call: Request) -> web.StreamResponse:
     """Approve a machine, by name or node id and by the fingerprint that it shows."""
-    asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
+    asked = decode_body(FingerprintIn, call.body)
     name = call.path_params["name"]
     request = await _admissions(call).approve_join(
         name, asked.fingerprint, principal=call.authenticated_principal
@@ -189,7 +183,7 @@ async def approve_join_request(call: Request) -> web.StreamResponse:
 
 async def refuse_join_request(call: Request) -> web.StreamResponse:
     """Refuse a machine, by name or node id and by its fingerprint."""
-    asked: FingerprintIn = decode_body(_fingerprint_decoder, FingerprintIn, call.body)
+    asked = decode_body(FingerprintIn, call.body)
     name = call.path_params["name"]
     request = await _admissions(call).refuse_join(
         name, asked.fingerprint, principal=call.authenticated_principal

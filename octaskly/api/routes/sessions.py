@@ -42,13 +42,9 @@ class SessionIn(RequestBody):
     code: Annotated[str, msgspec.Meta(max_length=CODE_CHARS_MAX)]
 
 
-_code = msgspec.json.Decoder(CodeIn)
-_session = msgspec.json.Decoder(SessionIn)
-
-
 async def create_code(request: Request) -> web.StreamResponse:
     """Create a code that opens a page on this node."""
-    asked: CodeIn = decode_body(_code, CodeIn, request.body)
+    asked = decode_body(CodeIn, request.body)
     now = request.services.clock.now()
     user = request.authenticated_principal.uid if asked.good_for == "me" else None
     random = request.services.one_time_codes.create(
@@ -76,7 +72,7 @@ async def create_session(request: Request) -> web.StreamResponse:
         request.info.rate_limit_headers = (
             request.services.rate_limiter.charge_anonymous(source)
         )
-    asked: SessionIn = decode_body(_session, SessionIn, request.body)
+    asked = decode_body(SessionIn, request.body)
     prefix, _, random = asked.code.partition(".")
     if random and prefix != request.gateway.node_id[:PREFIX_CHARS]:
         raise _invalid_code_problem(

@@ -15,6 +15,7 @@ from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routes.attempts import find_input_bytes
 from octaskly.api.schemas import list_rows, query, request_bodies, task_response
 from octaskly.api.schemas.long_json import json_pieces
+from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
@@ -223,7 +224,7 @@ async def cancel_task(request: Request) -> web.StreamResponse:
 async def reprioritize_task(request: Request) -> web.StreamResponse:
     """Change the priority of a task or an array that waits."""
     ref = query.task_ref(request.path_params["id"])
-    priority = request_bodies.parse_priority(request.body)
+    priority = decode_body(request_bodies.PriorityIn, request.body).priority
     record = await request.gateway.reprioritize_task(
         ref, priority, principal=request.authenticated_principal
     )
@@ -254,7 +255,7 @@ async def find_retry(request: Request) -> web.StreamResponse:
 
 async def forget_tasks(request: Request) -> web.StreamResponse:
     """Delete ended tasks on all nodes before their retention ends."""
-    asked = request_bodies.parse_forget(request.body)
+    asked = decode_body(request_bodies.ForgetIn, request.body)
     forgotten = await request.gateway.purge_ended_tasks(asked.older_than_s)
     status = HTTPStatus.ACCEPTED if forgotten is None else HTTPStatus.OK
     return json_response(

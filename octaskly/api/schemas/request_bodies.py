@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NoReturn
+from functools import cache
+from typing import Annotated, Final, Literal, NoReturn, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -40,7 +41,6 @@ from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
 from octaskly.core.model.tasks import Priority
 from octaskly.files.output_patterns import is_in_git
 from octaskly.files.pack import ASKED_FILES_MAX
-from octaskly.ports import AttemptOutputs, KeptOutput
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -63,6 +63,9 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _BOUND = re.compile(r"Expected [^,]*(, got (?P<got>`.*`))?", re.DOTALL)
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+_U = TypeVar("_U")
 
 Path = Annotated[
     str, openapi_schema(minLength=1, maxLength=PATH_BYTES_MAX, pattern="^[^/]")
@@ -148,31 +151,18 @@ FIELD_HINTS: Final = {
     "ttl_s": "an integer from 10 to 3600 (seconds)",
 }
 
-_one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
-_token = msgspec.json.Decoder(TokenIn)
-_forget = msgspec.json.Decoder(ForgetIn)
-_priority = msgspec.json.Decoder(PriorityIn)
-_missing_files = msgspec.json.Decoder(files.MissingIn)
-_pack = msgspec.json.Decoder(files.PackIn)
-_offer = msgspec.json.Decoder(files.OfferIn)
-_blob = msgspec.json.Decoder(files.BlobIn)
-_input = msgspec.json.Decoder(files.InputIn)
-_inputs = msgspec.json.Decoder(files.InputsIn)
-_kept = msgspec.json.Decoder(files.KeptOutputsIn)
-_outputs = msgspec.json.Decoder(files.OutputsIn)
-_nothing = msgspec.json.Decoder(EmptyIn)
 
 
 async def parse_tasks(body: bytes) -> Batch:
     """Return the tasks of a submission; yield to the event loop during a large one."""
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        task: TaskIn = decode_body(_one, TaskIn, body)
+        task = decode_body(TaskIn, body)
         is_strict = task.durability == "strict"
         return Batch(
             drafts=[_parse_task(task, None)], is_array=False, is_strict=is_strict
         )
-    tasks: list[TaskIn] = decode_body(_many, TaskIn, body)
+    tasks: list[TaskIn] = _decode(_many, TaskIn, body)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
             400,
@@ -189,28 +179,16 @@ async def parse_tasks(body: bytes) -> Batch:
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
 
 
-def parse_forget(body: bytes) -> ForgetIn:
-    """Return a request to delete ended tasks."""
-    asked: ForgetIn = decode_body(_forget, ForgetIn, body)
-    return asked
-
-
-def parse_priority(body: bytes) -> int:
-    """Return the priority that a task shall have."""
-    asked: PriorityIn = decode_body(_priority, PriorityIn, body)
-    return asked.priority
-
-
 def parse_missing(body: bytes) -> files.MissingIn:
     """Return the files that a client asks about."""
-    asked: files.MissingIn = decode_body(_missing_files, files.MissingIn, body)
+    asked = decode_body(files.MissingIn, body)
     _check_digests(asked.sha256)
     return asked
 
 
 def parse_wanted_pack(body: bytes) -> files.PackIn:
     """Return the small files that a node asks for."""
-    asked: files.PackIn = decode_body(_pack, files.PackIn, body)
+    asked = decode_body(files.PackIn, body)
     _check_digests(asked.sha256)
     if asked.tree and not SHA256.fullmatch(asked.tree):
         _raise_invalid("$.tree", f"{asked.tree[:80]!r} is not a SHA-256")
@@ -219,7 +197,7 @@ def parse_wanted_pack(body: bytes) -> files.PackIn:
 
 def parse_offer(body: bytes) -> str:
     """Return the SHA-256 of the tree that a client lends."""
-    asked: files.OfferIn = decode_body(_offer, files.OfferIn, body)
+    asked = decode_body(files.OfferIn, body)
     if not SHA256.fullmatch(asked.sha256):
         _raise_invalid("$.sha256", f"{asked.sha256[:80]!r} is not a SHA-256")
     return asked.sha256
@@ -233,13 +211,13 @@ def _check_digests(names: Sequence[str]) -> None:
 
 def parse_input(body: bytes) -> InputBlob:
     """Return the input of tasks that a request is about."""
-    asked: files.InputIn = decode_body(_input, files.InputIn, body)
+    asked = decode_body(files.InputIn, body)
     return InputBlob(_check_blob(asked, "$"), is_tree=asked.kind == "tree")
 
 
 def parse_inputs(body: bytes) -> list[InputBlob]:
     """Return the inputs of tasks that a request is about."""
-    asked: files.InputsIn = decode_body(_inputs, files.InputsIn, body)
+    asked = decode_body(files.InputsIn, body)
     return [
         InputBlob(_check_blob(one, f"$.{name}[{index}]"), is_tree=name == "trees")
         for name, some in (("trees", asked.trees), ("files", asked.files))
@@ -247,21 +225,9 @@ def parse_inputs(body: bytes) -> list[InputBlob]:
     ]
 
 
-def parse_kept_outputs(body: bytes) -> Sequence[KeptOutput]:
-    """Return the outputs that a node asks about."""
-    asked: files.KeptOutputsIn = decode_body(_kept, files.KeptOutputsIn, body)
-    return asked.kept
-
-
-def parse_outputs(body: bytes) -> Sequence[AttemptOutputs]:
-    """Return the outputs that a node is asked to hold."""
-    asked: files.OutputsIn = decode_body(_outputs, files.OutputsIn, body)
-    return asked.outputs
-
-
 def parse_blob(body: bytes) -> BlobRef:
     """Return the blob that a request names."""
-    return _check_blob(decode_body(_blob, files.BlobIn, body), "$")
+    return _check_blob(decode_body(files.BlobIn, body), "$")
 
 
 def _check_blob(blob: files.BlobIn, place: str) -> BlobRef:
@@ -273,7 +239,7 @@ def _check_blob(blob: files.BlobIn, place: str) -> BlobRef:
 
 def parse_token(body: bytes) -> TokenIn:
     """Return a request for a token."""
-    asked: TokenIn = decode_body(_token, TokenIn, body)
+    asked = decode_body(TokenIn, body)
     if asked.role not in PERMISSIONS:
         _raise_invalid("$.role", f"`{asked.role}` is not a role")
     if asked.subject is not None and not (
@@ -452,13 +418,24 @@ def _field_name(place: str) -> str:
 
 def require_empty_body(body: bytes) -> None:
     """Raise `Problem` for a body other than an empty object."""
-    decode_body(_nothing, EmptyIn, body)
+    decode_body(EmptyIn, body)
 
 
-def decode_body(
-    decoder: msgspec.json.Decoder[Any], kind: type[msgspec.Struct], body: bytes
-) -> Any:
-    """Return a body as a value of `kind`, for which `decoder` was made."""
+def decode_body(kind: type[_T], body: bytes) -> _T:
+    """Return a body as a value of `kind`; raise `Problem` if it is none."""
+    value: _T = _decode(_decoder_of(kind), kind, body)
+    return value
+
+
+@cache
+def _decoder_of(kind: type[_T]) -> msgspec.json.Decoder[_T]:
+    return msgspec.json.Decoder(kind)
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[_U], kind: type[msgspec.Struct], body: bytes
+) -> _U:
+    """Return what `decoder` finds; `kind` has the fields of its errors."""
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
     _require_few_values(body)
