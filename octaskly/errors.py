@@ -1,53 +1,6 @@
 """Exceptions of Octaskly.
 
-    OctasklyError
-    ├── ConfigError              a setting, file or port is unusable; exit 78
-    ├── ProtocolError
-    │   ├── LocalProtocolError   this node misused the protocol: a bug
-    │   └── RemoteProtocolError  a peer broke the protocol
-    │       ├── FrameTooLarge
-    │       └── VersionMismatch
-    ├── TaskError
-    │   ├── TaskNotFound
-    │   ├── TaskAmbiguous        a short id matches several tasks
-    │   ├── TaskExists           the id that a client chose is taken
-    │   ├── NoNodeFits           no node can run a task that must fail fast
-    │   ├── QueueFull
-    │   │   └── QueueTooSmall    more tasks at once than the queue can hold
-    │   ├── TaskNotCancellable
-    │   ├── TaskNotEnded
-    │   ├── TaskNotWaiting       it runs or has ended, so its priority is fixed
-    │   ├── NothingToRetry
-    │   ├── StdinFreed
-    │   ├── ParentNotFound
-    │   ├── CyclicTasks
-    │   └── OutputNotFound
-    ├── MeshError
-    │   ├── DispatcherUnknown    no dispatcher is elected now
-    │   ├── NotDispatcher        this node is not the dispatcher (any more)
-    │   ├── OutcomeUnknown       the node stopped before it could report the outcome
-    │   ├── NotDurable           no standby has a copy, and one is required
-    │   ├── RotationRefused      the mesh secret cannot be renewed now
-    │   ├── CatchingUp           a node that may know the task is missing
-    │   ├── NotAMember           this node is no longer in the mesh
-    │   ├── TooManyRecords       the mesh cannot store more tokens or revocations
-    │   ├── NodeNotFound
-    │   ├── JoinRequestNotFound  no machine with that name and those words waits
-    │   ├── TooManyInvites
-    │   ├── MeshNotEmpty         joining another mesh would abandon members or tasks
-    │   └── OnlyCopy             leaving may lose tasks
-    ├── TokenNotFound
-    ├── TokenExists              a valid token has that name
-    ├── TrustError               a secret, certificate or token is not acceptable
-    │   └── PairingFailed        a machine could not join a mesh
-    ├── PermissionDenied         the principal lacks the permission
-    └── StoreError
-        ├── StoreUnusable        another process has the file, or it is read-only
-        ├── StoreCorrupt         the file is damaged, or newer than this program
-        └── StoreFull            the disk is full
-
-`StoreUnusable` and `StoreCorrupt` are also `ConfigError`s. Every error message states
-what failed and on which object; `hint` says what to do.
+Every error message states what failed and on which object; `hint` says what to do.
 """
 
 from __future__ import annotations
