@@ -14,7 +14,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import facts_of
 from octaskly.mesh.wire import WirePacker
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 

@@ -53,7 +53,8 @@ from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
-from octaskly.ports import RETENTION_S, Clock
+from octaskly.ports.files import RETENTION_S
+from octaskly.ports.store import Clock
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, HoldersOf
 from octaskly.runner.blobs.blob_store import BlobStore

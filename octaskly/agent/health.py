@@ -9,7 +9,7 @@ from typing import Final
 
 from octaskly.core.events import ApiChanged
 from octaskly.errors import NotAMember, StoreFull
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 
 
 def _no_reason() -> None:

@@ -18,15 +18,15 @@ from octaskly.joining import change_mesh
 from octaskly.joining.change_mesh import replace_mesh_secret
 from octaskly.joining.invites import InviteServer
 from octaskly.joining.join_requests import WaitingMachines
-from octaskly.ports import (
-    Clock,
-    Gateway,
+from octaskly.ports.gateway import Gateway
+from octaskly.ports.join_service import (
     IssuedInvite,
     JoinStatus,
-    Principal,
     VisitorInvite,
     WaitingMachine,
 )
+from octaskly.ports.store import Clock
+from octaskly.ports.tokens import Principal
 from octaskly.store import Store
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger

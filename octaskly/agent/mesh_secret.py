@@ -27,7 +27,9 @@ from octaskly.core.model.settings import URGENT_STEP_S, Timing
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message
 from octaskly.errors import OctasklyError, RotationRefused
-from octaskly.ports import Clock, Principal, RotationProgress
+from octaskly.ports.key_rotation import RotationProgress
+from octaskly.ports.store import Clock
+from octaskly.ports.tokens import Principal
 from octaskly.system.log import Logger
 from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import generate_generation, parse_secret

@@ -17,7 +17,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.node.node import Node
 from octaskly.errors import StoreError
 from octaskly.metrics.table import Values
-from octaskly.ports import StoreStats
+from octaskly.ports.store import StoreStats
 from octaskly.runner.pool.pool import Pool
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock

@@ -20,7 +20,7 @@ from typing import Final
 
 from octaskly import __version__
 from octaskly.config.agent import AgentConfig
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.system.log import Logger, StartupFilter
 
 YOUNG_OBJECTS_MAX: Final = 5_000

@@ -25,7 +25,7 @@ from octaskly.core.node.node import Node
 from octaskly.errors import TrustError
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.wire import WirePacker
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import LoopbackPort

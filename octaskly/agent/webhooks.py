@@ -24,7 +24,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NO_EPOCH
 from octaskly.core.model.timer_heap import backoff
 from octaskly.errors import MeshError, StoreError
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.store import Store
 from octaskly.system.log import Logger
 

@@ -32,7 +32,8 @@ from octaskly.joining.key_exchange import (
     seal_secret,
 )
 from octaskly.mesh.discovery.mdns_scan import advertise_pairing
-from octaskly.ports import Clock, IssuedInvite, VisitorInvite
+from octaskly.ports.join_service import IssuedInvite, VisitorInvite
+from octaskly.ports.store import Clock
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import Logger
 from octaskly.trust.node_key import visitor_id_of

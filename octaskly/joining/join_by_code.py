@@ -39,7 +39,7 @@ from octaskly.joining.key_exchange import (
     unseal_secret,
 )
 from octaskly.mesh.discovery.mdns_scan import scan_inviting_members
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import parse_secret
 from octaskly.trust.tls import VisitGrant, parse_visit_grant

@@ -26,7 +26,8 @@ from octaskly.joining.fingerprint import (
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.joining.key_exchange import NO_PROOF, PairingKeys, seal_secret
 from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_waiting_machines
-from octaskly.ports import Clock, WaitingMachine
+from octaskly.ports.join_service import WaitingMachine
+from octaskly.ports.store import Clock
 from octaskly.system.log import Logger
 
 DISCOVERY_S: Final = 1.0

@@ -19,7 +19,7 @@ from octaskly.joining.join_by_code import (
     parse_received_grant,
 )
 from octaskly.joining.key_exchange import InviteCode
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.trust.tls import VisitGrant
 
 SCHEME: Final = "octaskly://"

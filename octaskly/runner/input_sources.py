@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.ports import InputSources
+from octaskly.ports.files import InputSources
 
 ATTEMPTS_MAX: Final = 1000  #: of which a node remembers the sources
 

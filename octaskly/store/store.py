@@ -23,10 +23,11 @@ from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
-from octaskly.ports import (
+from octaskly.ports.events import EndedMember, RecentAttempts
+from octaskly.ports.files import KeptOutput
+from octaskly.ports.store import (
     Clock,
     DisplayFacts,
-    KeptOutput,
     NeededFiles,
     Packer,
     PendingNotifications,
@@ -36,7 +37,6 @@ from octaskly.ports import (
     TaskParts,
     TaskQuery,
 )
-from octaskly.ports.events import EndedMember, RecentAttempts
 from octaskly.store.reading import change_feed as attempts
 from octaskly.store.reading import change_feed as histories
 from octaskly.store.reading import pages, queries, queue, short_ids

@@ -37,7 +37,7 @@ from octaskly.core.protocol.messages import (
     PackedMessage,
     Report,
 )
-from octaskly.ports import (
+from octaskly.ports.store import (
     Clock,
     RecordQuery,
     StoreStats,

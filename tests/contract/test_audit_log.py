@@ -19,8 +19,8 @@ from octaskly.core.log.mesh_records import (
 )
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
-from octaskly.ports import AuditEntry, AuditLog, RecordQuery
-from octaskly.ports.audit import COMMAND_BYTES_MAX
+from octaskly.ports.audit import COMMAND_BYTES_MAX, AuditEntry, AuditLog
+from octaskly.ports.store import RecordQuery
 from octaskly.system.clock import SystemClock
 from tests.contract.test_token_desk import MemoryRecords
 from tests.support.dispatcher_role import DispatcherRole

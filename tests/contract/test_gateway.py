@@ -19,7 +19,9 @@ from octaskly.errors import (
     TaskNotCancellable,
     TaskNotFound,
 )
-from octaskly.ports import Gateway, Principal, TaskQuery
+from octaskly.ports.gateway import Gateway
+from octaskly.ports.store import TaskQuery
+from octaskly.ports.tokens import Principal
 from tests.support.fake_gateway import FakeGateway
 
 ANA = Principal(subject="ana", role="admin")

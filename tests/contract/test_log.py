@@ -52,12 +52,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import Entries, Report
-from octaskly.ports import (
-    NeededFiles,
-    TaskListPage,
-    TaskParts,
-    TaskQuery,
-)
+from octaskly.ports.store import NeededFiles, TaskListPage, TaskParts, TaskQuery
 from octaskly.store import Store
 from octaskly.store.reading import change_feed
 from tests.contract import log_kit as kit

@@ -11,7 +11,7 @@ from octaskly.core.effects import PlanFloor, Save
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import AUDIT, AUDIT_UNAUTHENTICATED, TOKEN_REVOKED
 from octaskly.core.model.ids import VectorItems
-from octaskly.ports import RecordQuery
+from octaskly.ports.store import RecordQuery
 from tests.contract import log_kit as kit
 from tests.contract.test_log_retention import AGES, MANY, Bench, benches, rows_of
 

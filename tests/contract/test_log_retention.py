@@ -43,7 +43,7 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.contract.disk_log import DiskLog

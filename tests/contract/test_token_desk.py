@@ -20,7 +20,8 @@ from octaskly.errors import (
     TokenNotFound,
     TrustError,
 )
-from octaskly.ports import Principal, RecordQuery, TokenRegistry
+from octaskly.ports.store import RecordQuery
+from octaskly.ports.tokens import Principal, TokenRegistry
 from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, TokenSigner, generate_secret
 from tests.support.dispatcher_role import DispatcherRole

@@ -30,7 +30,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import rows
 from octaskly.store.writing.table_merge import TableWriter

@@ -55,7 +55,7 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import Entries, Snapshot, SnapshotCursor
 from octaskly.core.protocol.validity import is_valid_fact
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store.reading import change_feed, pages, queries, queue
 from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.display_facts import read_display_facts

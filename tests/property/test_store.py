@@ -26,7 +26,7 @@ from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Entries
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.tables import rows
 from octaskly.store.writing.table_merge import TableWriter

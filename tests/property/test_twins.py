@@ -18,7 +18,7 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit

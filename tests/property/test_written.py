@@ -64,7 +64,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store.reading import pages, queries, queue
 from octaskly.store.tables import node_state
 from octaskly.store.writing.table_merge import TableWriter

@@ -15,7 +15,7 @@ from octaskly.api import AccessLogEntry, ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.defaults import LOOPBACK
 from octaskly.core.model.ids import Moment
 from octaskly.errors import TrustError
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.trust.certificates import PeerIdentity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import AuditEntry, AuditPage
+from octaskly.ports.audit import AuditEntry, AuditPage
 
 
 class FakeAudit:

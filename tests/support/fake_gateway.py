@@ -61,31 +61,32 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
-from octaskly.ports import (
-    DispatcherView,
-    DisplayFacts,
-    Health,
-    InputSources,
-    KeptOutput,
-    MemberFailure,
-    MeshStats,
-    OutputHolder,
-    OutputLocation,
-    Principal,
-    QueueSample,
-    ReplicationState,
-    TaskListPage,
-    TaskParts,
-    TaskQuery,
-    TaskSearch,
-)
 from octaskly.ports.events import (
     AttemptWithTask,
     EndedMember,
     EventSubscription,
     RecentAttempts,
 )
+from octaskly.ports.files import InputSources, KeptOutput
+from octaskly.ports.gateway import (
+    DispatcherView,
+    Health,
+    MeshStats,
+    OutputHolder,
+    OutputLocation,
+    QueueSample,
+    ReplicationState,
+)
 from octaskly.ports.output import OutputChunk
+from octaskly.ports.store import (
+    DisplayFacts,
+    MemberFailure,
+    TaskListPage,
+    TaskParts,
+    TaskQuery,
+    TaskSearch,
+)
+from octaskly.ports.tokens import Principal
 from tests.support.fake_audit import FakeAudit
 from tests.support.fake_tokens import FakeTokens
 

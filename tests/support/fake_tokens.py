@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
-from octaskly.ports import Principal, TokenInfo
+from octaskly.ports.tokens import Principal, TokenInfo
 
 DAY_S = 86_400
 PAGE_S = 900

@@ -14,7 +14,8 @@ from weakref import finalize
 from octaskly.api.schemas.query import Query
 from octaskly.files.manifest import content_digest
 from octaskly.files.pack import PackReader
-from octaskly.ports import RETENTION_S, Clock
+from octaskly.ports.files import RETENTION_S
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (

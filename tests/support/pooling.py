@@ -17,7 +17,7 @@ from octaskly.config.task_account import Account
 from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.lenders import Lenders

@@ -29,14 +29,14 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OctasklyError, OutputNotFound, StoreError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
-from octaskly.ports import (
+from octaskly.ports.files import (
     KEPT_OUTPUTS_MAX,
     RETENTION_S,
     AttemptOutputs,
     FileQuotaExceeded,
-    NeededFiles,
-    OutputLocation,
 )
+from octaskly.ports.gateway import OutputLocation
+from octaskly.ports.store import NeededFiles
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import (
     Holder,

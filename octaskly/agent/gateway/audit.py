@@ -26,7 +26,8 @@ from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
 from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.errors import OctasklyError, StoreFull
-from octaskly.ports import AuditEntry, AuditPage, RecordQuery
+from octaskly.ports.audit import AuditEntry, AuditPage
+from octaskly.ports.store import RecordQuery
 from octaskly.system.clock import SystemClock
 
 RETENTION_MS: Final = 90 * 86_400_000

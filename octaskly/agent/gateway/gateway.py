@@ -67,19 +67,12 @@ from octaskly.errors import (
     TaskNotFound,
     TaskNotWaiting,
 )
-from octaskly.ports import (
-    DispatcherView,
-    Health,
-    KeptOutput,
-    MeshStats,
-    Principal,
-    ReplicationState,
-    TaskListPage,
-    TaskParts,
-    TaskQuery,
-)
 from octaskly.ports.events import EndedMember
+from octaskly.ports.files import KeptOutput
+from octaskly.ports.gateway import DispatcherView, Health, MeshStats, ReplicationState
 from octaskly.ports.output import OutputChunk
+from octaskly.ports.store import TaskListPage, TaskParts, TaskQuery
+from octaskly.ports.tokens import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner

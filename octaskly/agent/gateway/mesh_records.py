@@ -17,7 +17,7 @@ from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import RecordDraft, is_valid_record
 from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
-from octaskly.ports import RecordQuery
+from octaskly.ports.store import RecordQuery
 from octaskly.store import Store
 
 RecordListener = Callable[[Recorded], None]

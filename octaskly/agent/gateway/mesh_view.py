@@ -14,7 +14,7 @@ from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry, Takeover
 from octaskly.core.protocol.messages import Roster
-from octaskly.ports import DispatcherView
+from octaskly.ports.gateway import DispatcherView
 
 
 class MeshView:

@@ -24,7 +24,7 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.output_patterns import has_wildcards, prefixes
-from octaskly.ports import TaskParts
+from octaskly.ports.store import TaskParts
 from octaskly.store import Store
 
 FilesOfTree = Callable[[InputTree], Mapping[str, int]]

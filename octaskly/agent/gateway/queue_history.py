@@ -13,7 +13,8 @@ from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreError
-from octaskly.ports import Clock, QueueSample
+from octaskly.ports.gateway import QueueSample
+from octaskly.ports.store import Clock
 from octaskly.store import Store
 
 SAMPLE_PERIOD_S = 5.0

@@ -53,7 +53,7 @@ from octaskly.errors import (
     StoreFull,
     TaskExists,
 )
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.cooperative import map_in_batches

@@ -29,15 +29,11 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.ports import (
-    InputSources,
-    KeptOutput,
-    OutputHolder,
-    OutputLocation,
-    TaskParts,
-)
 from octaskly.ports.events import EndedMember
+from octaskly.ports.files import InputSources, KeptOutput
+from octaskly.ports.gateway import OutputHolder, OutputLocation
 from octaskly.ports.output import OutputChunk
+from octaskly.ports.store import TaskParts
 from octaskly.store import Store
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets

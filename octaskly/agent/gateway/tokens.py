@@ -20,7 +20,8 @@ from octaskly.core.log.mesh_records import KINDS, TOKEN, TOKEN_REVOKED, RecordDr
 from octaskly.core.model.field_types import Millis
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError
-from octaskly.ports import Principal, RecordQuery, TokenInfo
+from octaskly.ports.store import RecordQuery
+from octaskly.ports.tokens import Principal, TokenInfo
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
 from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, SessionOrigin

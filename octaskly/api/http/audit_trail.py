@@ -37,8 +37,9 @@ from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError
-from octaskly.ports import AuditEntry, DispatcherView, Principal
-from octaskly.ports.audit import COMMAND_BYTES_MAX
+from octaskly.ports.audit import COMMAND_BYTES_MAX, AuditEntry
+from octaskly.ports.gateway import DispatcherView
+from octaskly.ports.tokens import Principal
 
 PATH: Final = "/internal/v1/audit"
 REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)

@@ -25,7 +25,7 @@ from octaskly.config.users import user_name
 from octaskly.core.model.field_types import SUBJECT_CHARS_MAX
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.trust.tokens import PERMISSIONS, TOKEN_BYTES_MAX
 
 PRINCIPAL_HEADER = "Octaskly-Principal"

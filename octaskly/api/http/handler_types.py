@@ -32,15 +32,13 @@ from octaskly.config.defaults import (
 from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import (
-    Clock,
-    Gateway,
-    JoinService,
-    KeyRotationControl,
-    Principal,
-    TreeKeeper,
-)
 from octaskly.ports.audit import COMMAND_BYTES_MAX
+from octaskly.ports.files import TreeKeeper
+from octaskly.ports.gateway import Gateway
+from octaskly.ports.join_service import JoinService
+from octaskly.ports.key_rotation import KeyRotationControl
+from octaskly.ports.store import Clock
+from octaskly.ports.tokens import Principal
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.lenders import Lenders

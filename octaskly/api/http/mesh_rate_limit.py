@@ -18,7 +18,7 @@ from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.problems import Problem, status_problem
 from octaskly.api.security import route_cost
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS, too_many_requests
-from octaskly.ports import DispatcherView
+from octaskly.ports.gateway import DispatcherView
 
 _INTERNAL = "/internal/v1/rate-limit"
 

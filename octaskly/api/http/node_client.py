@@ -52,7 +52,7 @@ from octaskly.api.problems import (
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher
-from octaskly.ports import DispatcherView, Gateway
+from octaskly.ports.gateway import DispatcherView, Gateway
 from octaskly.system.clock import loop_time
 from octaskly.system.long_bodies import LONG_READ_BYTES
 from octaskly.system.tls_transport import TlsTransport

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from math import inf
 from types import TracebackType
 
-from octaskly.ports import DispatcherView
+from octaskly.ports.gateway import DispatcherView
 from octaskly.system.clock import loop_time
 
 _CHECK_INTERVAL_S = 0.1

@@ -18,7 +18,7 @@ from octaskly.api.http.handler_types import Request
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.task_response import encode
 from octaskly.errors import DispatcherUnknown, NotDispatcher
-from octaskly.ports import DispatcherView
+from octaskly.ports.gateway import DispatcherView
 
 CONTENT_TYPE = "text/event-stream"
 RESUME_HEADER = "Last-Event-ID"

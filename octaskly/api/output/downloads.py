@@ -33,7 +33,7 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
-from octaskly.ports import OutputLocation
+from octaskly.ports.gateway import OutputLocation
 from octaskly.rest.tasks import HeldTrees, TreePage
 
 _INTERNAL = "/internal/v1/outputs"

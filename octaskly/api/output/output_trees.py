@@ -32,7 +32,7 @@ from octaskly.core.model import task_options
 from octaskly.core.model.ids import AttemptId, TaskId, task_name
 from octaskly.core.protocol.visitor_rules import DISPATCHER
 from octaskly.errors import OutputNotFound
-from octaskly.ports import OutputHolder, OutputLocation
+from octaskly.ports.gateway import OutputHolder, OutputLocation
 from octaskly.rest.tasks import BlobRef, HeldIndices, OutputTree, OutputTrees
 
 HOLD_PATH: Final = "/internal/v1/outputs/hold"

@@ -28,7 +28,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher, OutputNotFound
-from octaskly.ports import TaskParts
+from octaskly.ports.store import TaskParts
 from octaskly.rest.base import ErrorBody
 from octaskly.rest.tasks import TaskEnd
 

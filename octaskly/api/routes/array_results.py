@@ -22,8 +22,8 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.ports import TaskParts
 from octaskly.ports.events import EndedMember, EventSubscription
+from octaskly.ports.store import TaskParts
 
 READ_MAX: Final = 64  #: members per read; fewer if they have long outputs
 

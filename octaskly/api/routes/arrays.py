@@ -9,7 +9,7 @@ from octaskly.api.routes import tasks
 from octaskly.api.schemas import list_rows, query
 from octaskly.api.security import route_cost
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import TaskParts, TaskQuery
+from octaskly.ports.store import TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
 
 

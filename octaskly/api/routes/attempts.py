@@ -22,7 +22,8 @@ from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import OutputNotFound
-from octaskly.ports import DisplayFacts, TaskParts, events
+from octaskly.ports import events
+from octaskly.ports.store import DisplayFacts, TaskParts
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 

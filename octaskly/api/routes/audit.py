@@ -12,7 +12,7 @@ from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import AuditEntry
+from octaskly.ports.audit import AuditEntry
 from octaskly.rest import access as rest
 
 

@@ -20,8 +20,8 @@ from octaskly.core.change_feed import (
 )
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId
-from octaskly.ports import TaskParts
 from octaskly.ports.events import EventSubscription
+from octaskly.ports.store import TaskParts
 
 _WRITE_BYTES = 64 << 10  #: bytes of one write
 TYPES = ("task", "node")

@@ -54,7 +54,7 @@ from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
 from octaskly.files.tree_tar import TarError
-from octaskly.ports import (
+from octaskly.ports.files import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,

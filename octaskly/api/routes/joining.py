@@ -17,7 +17,7 @@ from octaskly.api.security import route_cost
 from octaskly.core.model.keyring_state import KEYRING_CHARS_MAX
 from octaskly.core.protocol.visitor_rules import STAY_S_MAX
 from octaskly.joining.qr_code import qr_rows
-from octaskly.ports import JoinService, WaitingMachine
+from octaskly.ports.join_service import JoinService, WaitingMachine
 from octaskly.rest import access as rest
 
 TTL_S_MIN: Final = 10

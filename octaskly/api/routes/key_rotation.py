@@ -11,7 +11,7 @@ from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import is_visitor
-from octaskly.ports import KeyRotationControl, RotationProgress
+from octaskly.ports.key_rotation import KeyRotationControl, RotationProgress
 from octaskly.rest.access import RotationStatus
 
 

@@ -20,7 +20,7 @@ from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.api.security import route_cost
 from octaskly.api.security.one_time_codes import CODE_CHARS_MAX, CODE_TTL_S
-from octaskly.ports import TokenInfo
+from octaskly.ports.tokens import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode
 from octaskly.system.tcp_table import tcp_client_uid
 

@@ -20,7 +20,7 @@ from octaskly.api.security import route_cost
 from octaskly.core.model.task_options import InputTree
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import TaskParts
+from octaskly.ports.store import TaskParts
 from octaskly.rest.tasks import TreePage
 
 _PATH = "/api/v1/tasks/{id}/tree"

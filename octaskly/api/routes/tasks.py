@@ -22,7 +22,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OctasklyError
-from octaskly.ports import TaskListPage, TaskParts, TaskQuery
+from octaskly.ports.store import TaskListPage, TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
 from octaskly.rest.tasks import NewIds
 from octaskly.system.cooperative import join_in_turns, map_in_batches

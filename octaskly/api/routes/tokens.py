@@ -10,7 +10,7 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import request_bodies, task_response
 from octaskly.api.security import route_cost
-from octaskly.ports import TokenInfo
+from octaskly.ports.tokens import TokenInfo
 from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
 

@@ -36,7 +36,7 @@ from octaskly.core.model.task_options import (
     ITEMS_MAX,
     ArraySpec,
 )
-from octaskly.ports import MemberFailure
+from octaskly.ports.store import MemberFailure
 from octaskly.rest.tasks import FirstFailure, Members
 
 _RANGE = re.compile(

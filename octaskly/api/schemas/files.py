@@ -25,7 +25,7 @@ from octaskly.files.manifest import (
     check_path,
 )
 from octaskly.files.pack import ASKED_FILES_MAX
-from octaskly.ports import KEPT_OUTPUTS_MAX, AttemptOutputs, KeptOutput
+from octaskly.ports.files import KEPT_OUTPUTS_MAX, AttemptOutputs, KeptOutput
 from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128  #: of the file in `same_folder`

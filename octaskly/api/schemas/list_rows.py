@@ -17,7 +17,7 @@ from octaskly.api.schemas import arrays, task_response
 from octaskly.api.schemas.task_response import JSON_CHAR_BYTES, LiveFacts
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import LISTED_COMMAND_CHARS, TaskListPage, TaskQuery
+from octaskly.ports.store import LISTED_COMMAND_CHARS, TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 
 ROW_BYTES_MAX: Final = 2048  #: of JSON, so that 1000 rows stay below 2 MiB

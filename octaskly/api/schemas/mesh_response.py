@@ -14,7 +14,8 @@ from octaskly.core.change_feed import NodeEvent
 from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import Health, MeshStats, ReplicationState, StorageUsage
+from octaskly.ports.files import StorageUsage
+from octaskly.ports.gateway import Health, MeshStats, ReplicationState
 from octaskly.rest import mesh as rest
 
 _MIB = 1 << 20

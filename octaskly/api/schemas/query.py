@@ -22,7 +22,8 @@ from octaskly.core.model.ids import (
     parse_attempt_id,
 )
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import WANTED_PIECES_MAX, TaskSearch
+from octaskly.ports.files import WANTED_PIECES_MAX
+from octaskly.ports.store import TaskSearch
 from octaskly.rest.base import SINCE_S_MAX
 
 LIMIT_DEFAULT = 100

@@ -27,7 +27,8 @@ from octaskly.core.model.tasks import (
     priority_of,
 )
 from octaskly.core.replies import TaskExplanation
-from octaskly.ports import DisplayFacts, InputSources
+from octaskly.ports.files import InputSources
+from octaskly.ports.store import DisplayFacts
 from octaskly.rest import tasks as rest
 
 RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 CHECK_INTERVAL_S = 0.25
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 FILES_MAX: Final = 32_768  #: in memory; the keepers of the oldest are forgotten
 KEEPERS_MAX: Final = 16  #: of one file; any more are not known by name

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 CODE_TTL_S: Final = 60.0
 CODES_MAX: Final = 16

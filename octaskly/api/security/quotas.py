@@ -16,7 +16,7 @@ from typing import Final, Self
 from octaskly.api.problems import Problem
 from octaskly.api.security.rate_limit import client_key
 from octaskly.config.settings import LimitOptions
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 SMALL_RESPONSE_BYTES: Final = 64 << 10
 """Bytes of each response that do not count, so small ones are always sent."""

@@ -18,7 +18,8 @@ from typing import Final
 from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
 from octaskly.api.security.route_cost import BYTES_PER_UNIT, ROWS_PER_UNIT
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Clock, Principal
+from octaskly.ports.store import Clock
+from octaskly.ports.tokens import Principal
 
 WINDOW_S: Final = 60
 SLOT_S: Final = 1

@@ -24,7 +24,7 @@ from octaskly.api.problems import (
     too_many_connections_of,
 )
 from octaskly.config.settings import LimitOptions
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16

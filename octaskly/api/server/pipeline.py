@@ -43,7 +43,7 @@ from octaskly.api.security.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
 from octaskly.api.security.request_turns import RequestTurns, RequestWork
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.trust.certificates import PeerIdentity
 
 JOIN_HINT = (

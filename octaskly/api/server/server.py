@@ -77,13 +77,11 @@ from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId, is_visitor
 from octaskly.errors import TrustError
-from octaskly.ports import (
-    Clock,
-    Gateway,
-    JoinService,
-    KeyRotationControl,
-    Principal,
-)
+from octaskly.ports.gateway import Gateway
+from octaskly.ports.join_service import JoinService
+from octaskly.ports.key_rotation import KeyRotationControl
+from octaskly.ports.store import Clock
+from octaskly.ports.tokens import Principal
 from octaskly.rest.mesh import Checkup
 from octaskly.system.accepting import BACKLOG
 from octaskly.system.build import build_id

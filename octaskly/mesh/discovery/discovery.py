@@ -27,7 +27,7 @@ from octaskly.mesh.discovery.adverts import (
 )
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.discovery.mdns import Mdns, open_mdns, reachable_addresses
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 
 LARGE_MESH_PEERS = 50  #: above this, a starting node delays its announcement
 LARGE_MESH_DELAY_S = 2.0  #: longest delay of the announcement

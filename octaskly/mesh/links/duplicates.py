@@ -17,7 +17,7 @@ from typing import Final
 from octaskly.core.model.ids import NodeId
 from octaskly.core.protocol.messages import Hello
 from octaskly.mesh.links.link import Link
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 
 ALIVE_S: Final = 1.0  #: a peer heard within this time is alive: heartbeats come faster
 RACE_S: Final = 2.0  #: after a link is connected, the peer's own dial may still arrive

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
 
 DIALS_AT_ONCE_MAX: Final = 16

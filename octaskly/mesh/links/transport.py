@@ -21,6 +21,7 @@ from octaskly.core.protocol.messages import (
     STOPPED_REASONS,
     STOPPING_REASON,
     UNNEEDED_REASON,
+    Hello,
     Message,
     PackedMessage,
 )
@@ -43,7 +44,7 @@ from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link, LinkTls
 from octaskly.mesh.links.receive import DiskProgress
 from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
-from octaskly.ports import Clock, HelloSource
+from octaskly.ports.store import Clock
 from octaskly.system.accepting import BACKLOG
 from octaskly.system.pending_handshakes import (
     MemberAddresses,
@@ -104,7 +105,7 @@ class Transport:
         trust: LinkTls,
         limits: Limits,
         clock: Clock,
-        hello: HelloSource,
+        hello: Callable[[], Hello],
         on_event: Callable[[Event], None],
         on_note: Callable[[LogLine], None],
         on_duplicate: Callable[[], None],

@@ -24,7 +24,7 @@ from octaskly.files.manifest import (
     select_folders,
 )
 from octaskly.files.pack import PACKED_BYTES_MAX
-from octaskly.ports import (
+from octaskly.ports.files import (
     COPY_RETENTION_S,
     RETENTION_S,
     AttemptOutputs,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded
+from octaskly.ports.files import DiskFull, FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.blobs.blob_index import BlobIndex
 from octaskly.runner.blobs.uploads import PartialFiles
 from octaskly.runner.output.output_archive import (

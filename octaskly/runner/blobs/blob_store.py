@@ -23,15 +23,15 @@ from typing import Final
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import is_content_digest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
-from octaskly.ports import (
+from octaskly.ports.files import (
     COPY_RETENTION_S,
     RETENTION_S,
-    Clock,
     ContentMismatch,
     OpenPiece,
     UploadInProgress,
     WrongOffset,
 )
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_index import BlobIndex
 from octaskly.runner.blobs.blob_room import BlobRoom
 from octaskly.runner.blobs.uploads import (

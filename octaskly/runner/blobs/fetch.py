@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from octaskly.core.model.task_options import BlobRef
 from octaskly.errors import OutputNotFound
 from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX
-from octaskly.ports import COPY_RETENTION_S, ContentMismatch
+from octaskly.ports.files import COPY_RETENTION_S, ContentMismatch
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
     Holder,

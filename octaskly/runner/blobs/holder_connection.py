@@ -21,7 +21,8 @@ from octaskly.core.model.task_options import BlobRef
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
-from octaskly.ports import Clock, ContentMismatch
+from octaskly.ports.files import ContentMismatch
+from octaskly.ports.store import Clock
 from octaskly.system.long_bodies import widen_window
 from octaskly.system.tls_errors import clear_tls_errors
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from octaskly.ports import COPY_RETENTION_S, Clock
+from octaskly.ports.files import COPY_RETENTION_S
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_store import BlobStore
 
 LENDER_WAIT_S: Final = 600.0  #: from the end of the last offer until a tree is given up

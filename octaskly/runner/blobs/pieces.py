@@ -10,12 +10,8 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from octaskly.errors import OutputNotFound
-from octaskly.ports import (
-    WANTED_PIECES_MAX,
-    Clock,
-    ContentMismatch,
-    FileQuotaExceeded,
-)
+from octaskly.ports.files import WANTED_PIECES_MAX, ContentMismatch, FileQuotaExceeded
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
     ArrivingPiece,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from octaskly.files.copying import write_all
-from octaskly.ports import ContentMismatch, DiskFull, OpenPiece
+from octaskly.ports.files import ContentMismatch, DiskFull, OpenPiece
 
 PIECE_BYTES: Final = 4 << 20
 PIECE_BYTES_MAX: Final = 32 << 20  #: a slow link takes half a minute for it

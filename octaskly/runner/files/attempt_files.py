@@ -18,7 +18,7 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.manifest import Manifest, ManifestError, merge_trees
-from octaskly.ports import FileExceedsQuota, FileQuotaExceeded
+from octaskly.ports.files import FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource, is_lent
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.blobs.lenders import ASK_AGAIN_S

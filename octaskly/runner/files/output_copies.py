@@ -35,7 +35,7 @@ from octaskly.files.manifest import (
 )
 from octaskly.files.output_patterns import DeclaredOutputs
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader
-from octaskly.ports import AttemptOutputs, FileQuotaExceeded
+from octaskly.ports.files import AttemptOutputs, FileQuotaExceeded
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.blob_store import sync_file_system
 from octaskly.runner.blobs.holder_connection import (

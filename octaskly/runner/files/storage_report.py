@@ -21,7 +21,7 @@ from octaskly.files.manifest import (
     decode_manifest,
     is_content_digest,
 )
-from octaskly.ports import StorageUsage, StoredItem
+from octaskly.ports.files import StorageUsage, StoredItem
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.output.output_archive import OutputArchive
 

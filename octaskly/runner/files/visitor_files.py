@@ -19,7 +19,8 @@ from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import Clock, FileQuotaExceeded, VisitorAccess
+from octaskly.ports.files import FileQuotaExceeded, VisitorAccess
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.capture import outputs_folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.runner.output.captured_contents import CapturedContents, set_mark
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId, TaskId, parse_attempt_id
 from octaskly.errors import OutputNotFound
-from octaskly.ports import Clock, KeptOutput
+from octaskly.ports.files import KeptOutput
+from octaskly.ports.store import Clock
 from octaskly.runner.output.captured_folders import UNCOPIED_NAME, CapturedFolders
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from octaskly.errors import OctasklyError
-from octaskly.ports import KEPT_OUTPUTS_MAX, DispatcherView, KeptOutput
+from octaskly.ports.files import KEPT_OUTPUTS_MAX, KeptOutput
+from octaskly.ports.gateway import DispatcherView
 from octaskly.rest.tasks import ForgottenIndices
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.holder_connection import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octaskly.config.task_account import Account
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.pool.attempts import LauncherState
 from octaskly.runner.pool.launcher_process import LauncherProcess

@@ -27,7 +27,8 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
-from octaskly.ports import Clock, InputSources
+from octaskly.ports.files import InputSources
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, KnownHolders
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.attempt_files import (

@@ -11,8 +11,8 @@ from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
-from octaskly.ports import Clock
 from octaskly.ports.histogram import Histogram
+from octaskly.ports.store import Clock
 
 BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 14400)
 BUFFERED_MAX: Final = 4096

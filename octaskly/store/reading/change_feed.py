@@ -17,8 +17,8 @@ from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
-from octaskly.ports import Packer
 from octaskly.ports.events import AttemptWithTask, RecentAttempts
+from octaskly.ports.store import Packer
 from octaskly.store.reading import pages
 from octaskly.store.tables import (
     arrays,

@@ -33,7 +33,7 @@ from octaskly.core.model.ids import (
     StreamId,
 )
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, member_ranges, mesh_records, rows
 from octaskly.store.tables.database import used_bytes

@@ -10,7 +10,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import wall_ms_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import DisplayFacts, MemberFailure
+from octaskly.ports.store import DisplayFacts, MemberFailure
 from octaskly.store.reading.short_ids import shortest_ids
 from octaskly.store.tables import arrays, member_ranges, rows
 from octaskly.store.tables.arrays import ArrayMembers

@@ -20,7 +20,7 @@ from octaskly.core.effects import ServePull
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import NodeId
 from octaskly.core.protocol.messages import PackedMessage, Snapshot, SnapshotCursor
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
 from octaskly.store.tables.database import build_store_error, open_reader
 from octaskly.store.tables.staged_parts import is_merging

@@ -11,7 +11,7 @@ from msgspec import json
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
+from octaskly.ports.store import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import (
     arrays,
     list_counts,

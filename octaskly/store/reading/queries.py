@@ -31,15 +31,15 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
-from octaskly.ports import (
-    KeptOutput,
+from octaskly.ports.events import EndedMember
+from octaskly.ports.files import KeptOutput
+from octaskly.ports.store import (
     NeededFiles,
     Packer,
     PendingNotifications,
     StoreStats,
     TaskParts,
 )
-from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, member_ranges, rows, task_name_collisions
 from octaskly.store.tables.floors import (

@@ -28,7 +28,7 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, member_ranges, mesh_records, node_state, rows
 from octaskly.store.tables.floors import read_floor, read_retired_digest

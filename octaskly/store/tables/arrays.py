@@ -29,7 +29,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
-from octaskly.ports import LISTED_COMMAND_CHARS
+from octaskly.ports.store import LISTED_COMMAND_CHARS
 from octaskly.store.tables import rows
 from octaskly.store.tables.array_items import ItemReader
 from octaskly.store.tables.list_counts import next_block_key

@@ -16,7 +16,7 @@ from typing import Final
 
 from octaskly.core.log.facts import Entry, Recorded, StreamFloor
 from octaskly.core.log.mesh_records import KINDS, earlier_record
-from octaskly.ports import RecordQuery
+from octaskly.ports.store import RecordQuery
 
 GRACE_MS: Final = 86_400_000  #: how long an expired record stays, as clocks differ
 RECORD_OVERHEAD_BYTES: Final = 200  #: in a message, without body and key

@@ -27,7 +27,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.protocol.messages import Report
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.tables import mesh_records, rows
 from octaskly.store.tables.floors import (
     read_floor,

@@ -27,7 +27,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.ports import LISTED_COMMAND_CHARS
+from octaskly.ports.store import LISTED_COMMAND_CHARS
 from octaskly.store.tables.array_items import decode_items, encode_items
 
 EDGE_OPEN, EDGE_MET, EDGE_BROKEN = 0, 1, 2

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from octaskly.core.effects import MergeRows, StageRows
 from octaskly.core.model.ids import VectorItems
 from octaskly.core.protocol.messages import Snapshot, SnapshotHead
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 
 
 class StagedPart(NamedTuple):

@@ -26,7 +26,7 @@ from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.arrays import array_of, member_spec, split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.tables import arrays, bulk, rows
 from octaskly.store.tables.arrays import MEMBER_BIRTH, ArrayMembers
 from octaskly.store.tables.floors import read_meta_numbers

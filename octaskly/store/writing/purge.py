@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from octaskly.core.model.ids import StreamId
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.tables import (
     arrays,
     bulk,

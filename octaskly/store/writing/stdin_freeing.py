@@ -22,7 +22,7 @@ from octaskly.core.log.facts import Submitted
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import without_stdin
 from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.ports import Packer
+from octaskly.ports.store import Packer
 from octaskly.store.tables import log_rows, rows
 from octaskly.store.tables.log_rows import LARGE_BYTES
 

@@ -31,7 +31,7 @@ from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_time
 from octaskly.core.model.arrays import array_of, position_of
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
-from octaskly.ports import Clock, Packer
+from octaskly.ports.store import Clock, Packer
 from octaskly.store.tables import arrays, bulk, member_ranges, mesh_records, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.tables.floors import (

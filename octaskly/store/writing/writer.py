@@ -27,8 +27,8 @@ from typing import Final
 from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
 from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.errors import StoreError
-from octaskly.ports import Clock, Packer
 from octaskly.ports.histogram import Histogram
+from octaskly.ports.store import Clock, Packer
 from octaskly.store.tables import node_state
 from octaskly.store.tables.database import (
     DatabaseFile,

@@ -25,7 +25,8 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
 from octaskly.core.replies import CatchUpStatus, Copied
 from octaskly.errors import CatchingUp, NotAMember, TaskNotFound
-from octaskly.ports import KeptOutput, TaskListPage, TaskParts, TaskQuery
+from octaskly.ports.files import KeptOutput
+from octaskly.ports.store import TaskListPage, TaskParts, TaskQuery
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit

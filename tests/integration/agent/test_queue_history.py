@@ -11,7 +11,7 @@ import pytest
 from octaskly.agent.gateway.queue_history import SAMPLES_MAX, QueueHistorySampler
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.ports import QueueSample
+from octaskly.ports.gateway import QueueSample
 from tests.contract import log_kit as kit
 from tests.integration.agent.test_event_feed import EPOCH, Bench
 from tests.support.api_node import ADMIN, api_node

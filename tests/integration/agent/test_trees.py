@@ -35,7 +35,7 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
-from octaskly.ports import AttemptOutputs
+from octaskly.ports.files import AttemptOutputs
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import PARTIAL_SUFFIX
 from octaskly.runner.output.captured_folders import FETCHED_NAME

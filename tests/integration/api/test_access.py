@@ -22,7 +22,7 @@ from octaskly.api.server import connection_limits, listeners, server
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
-from octaskly.ports import ReplicationState
+from octaskly.ports.gateway import ReplicationState
 from octaskly.system.build import build_id
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (

@@ -15,7 +15,7 @@ from octaskly.api import HttpTimeouts
 from octaskly.api.security.origin_checks import AllowList
 from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
 from octaskly.errors import TrustError
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.tokens import TokenSigner
 from tests.support.agents import WAIT_S_MAX

@@ -25,7 +25,7 @@ from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import content_digest
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 from octaskly.system.tls_transport import TlsTransport
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey

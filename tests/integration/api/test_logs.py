@@ -20,8 +20,8 @@ from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
-from octaskly.ports import TaskParts
 from octaskly.ports.output import OutputChunk
+from octaskly.ports.store import TaskParts
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_mesh import PATIENT, ApiMesh, Member
 from tests.support.api_node import (

@@ -16,7 +16,8 @@ from octaskly.api.problems import Problem
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security import rate_limit
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.ports import Principal, TaskListPage, TaskQuery
+from octaskly.ports.store import TaskListPage, TaskQuery
+from octaskly.ports.tokens import Principal
 from tests.integration.api.test_streams import serve_stream
 from tests.support.api_mesh import ApiMesh, Member, stranger_context
 from tests.support.api_node import (

@@ -20,7 +20,8 @@ from octaskly.api.http.handler_types import no_checkup
 from octaskly.api.security.one_time_codes import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
-from octaskly.ports import JoinStatus, Principal, WaitingMachine
+from octaskly.ports.join_service import JoinStatus, WaitingMachine
+from octaskly.ports.tokens import Principal
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,

@@ -21,7 +21,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 from octaskly.errors import OutcomeUnknown, StoreError, StoreFull
-from octaskly.ports import MemberFailure
+from octaskly.ports.store import MemberFailure
 from tests.support.api_node import (
     ADMIN,
     CLIENT,

@@ -26,7 +26,7 @@ from octaskly.core.model.ids import Epoch, NodeId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState
 from octaskly.errors import NotDispatcher
-from octaskly.ports import PendingNotifications
+from octaskly.ports.store import PendingNotifications
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit

@@ -14,7 +14,7 @@ from octaskly.core.model.tree_sizes import outputs_name
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError, TreeFile, make_manifest
 from octaskly.files.pack import PackReader
-from octaskly.ports import (
+from octaskly.ports.files import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,

@@ -23,7 +23,12 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
-from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded, OpenPiece
+from octaskly.ports.files import (
+    DiskFull,
+    FileExceedsQuota,
+    FileQuotaExceeded,
+    OpenPiece,
+)
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource

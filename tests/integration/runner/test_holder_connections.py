@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from octaskly.ports import Clock
+from octaskly.ports.store import Clock
 from octaskly.runner.blobs.holder_connection import (
     AGE_S_MAX,
     IDLE_S_MAX,

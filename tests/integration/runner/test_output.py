@@ -12,7 +12,7 @@ import pytest
 
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports import KeptOutput
+from octaskly.ports.files import KeptOutput
 from octaskly.ports.output import OutputChunk
 from octaskly.runner.output.output_archive import (
     QUOTA_BYTES_MAX,

@@ -14,7 +14,7 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
-from octaskly.ports import StoredItem
+from octaskly.ports.files import StoredItem
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.files import storage_report
 from octaskly.runner.files.capture import outputs_folder

@@ -22,7 +22,7 @@ from octaskly.files.manifest import (
     make_manifest,
 )
 from octaskly.files.tree_tar import END_BYTES, TarError
-from octaskly.ports import FileQuotaExceeded, VisitorAccess
+from octaskly.ports.files import FileQuotaExceeded, VisitorAccess
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.output_copies import ROOM_BYTES, OutputCopies

@@ -11,7 +11,7 @@ from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.ports import KeptOutput
+from octaskly.ports.files import KeptOutput
 from octaskly.store import Store
 from octaskly.store.reading.queries import CLOCK_ERROR_MS
 from tests.contract import log_kit as kit

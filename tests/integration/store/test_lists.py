@@ -18,7 +18,7 @@ from octaskly.core.model.task_options import (
     ArraySpec,
     TaskOptions,
 )
-from octaskly.ports import LISTED_COMMAND_CHARS, TaskQuery, TaskSearch
+from octaskly.ports.store import LISTED_COMMAND_CHARS, TaskQuery, TaskSearch
 from octaskly.store import Store
 from octaskly.store.tables import rows
 from tests.contract import log_kit as kit

@@ -20,7 +20,7 @@ from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
-from octaskly.ports import TaskQuery, TaskSearch
+from octaskly.ports.store import TaskQuery, TaskSearch
 from octaskly.store.reading import pages
 from octaskly.store.tables import list_counts, rows
 from octaskly.store.tables.database import open_writer

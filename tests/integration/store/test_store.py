@@ -21,7 +21,7 @@ from octaskly.core.log.facts import Decided, Fact
 from octaskly.core.model.ids import Address, NodeId, StreamId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import StoreCorrupt, StoreError, StoreUnusable
-from octaskly.ports import TaskQuery
+from octaskly.ports.store import TaskQuery
 from octaskly.store import Store, move_aside
 from octaskly.store.tables import rows
 from octaskly.store.tables.database import open_writer

@@ -13,7 +13,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import StandbyView
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OnlyCopy
-from octaskly.ports import ReplicationState
+from octaskly.ports.gateway import ReplicationState
 from tests.support.builders import epoch
 
 IN_SYNC = (StandbyView(NodeId("b"), is_in_sync=True, lag=0),)

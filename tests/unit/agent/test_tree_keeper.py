@@ -19,15 +19,14 @@ from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.errors import OutputNotFound
-from octaskly.ports import (
+from octaskly.ports.files import (
     KEPT_OUTPUTS_MAX,
     AttemptOutputs,
+    DiskFull,
     FileQuotaExceeded,
-    NeededFiles,
-    OutputHolder,
-    OutputLocation,
 )
-from octaskly.ports.files import DiskFull
+from octaskly.ports.gateway import OutputHolder, OutputLocation
+from octaskly.ports.store import NeededFiles
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies

@@ -29,8 +29,8 @@ from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import NotDispatcher
-from octaskly.ports import AuditEntry, Principal
-from octaskly.ports.audit import COMMAND_BYTES_MAX
+from octaskly.ports.audit import COMMAND_BYTES_MAX, AuditEntry
+from octaskly.ports.tokens import Principal
 from tests.support.fake_gateway import NOW_MS, FakeGateway
 
 BO = Principal(subject="bo", role="client")

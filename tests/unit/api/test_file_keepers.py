@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.api.security.file_keepers import FILES_MAX, KEEPERS_MAX, FileKeepers
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 
 def client(name: str) -> Principal:

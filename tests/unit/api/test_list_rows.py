@@ -18,7 +18,7 @@ from octaskly.api.schemas import list_rows
 from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
-from octaskly.ports import DisplayFacts
+from octaskly.ports.store import DisplayFacts
 from octaskly.rest import tasks as rest
 from octaskly.system.clock import SystemClock
 

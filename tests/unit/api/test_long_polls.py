@@ -10,7 +10,7 @@ import pytest
 from octaskly.api.http import open_long_polls
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.core.model.ids import Epoch, NodeId
-from octaskly.ports import DispatcherView
+from octaskly.ports.gateway import DispatcherView
 
 FOREVER_S = 3600.0
 

@@ -12,7 +12,7 @@ from octaskly.api.http.authentication import (
 )
 from octaskly.api.problems import Problem
 from octaskly.core.model.ids import NodeId
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 HOP = NodeId("front")
 SOME = [

@@ -11,7 +11,7 @@ from octaskly.api.problems import Problem
 from octaskly.api.security.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
 from octaskly.api.security.route_cost import CHEAP, EXPENSIVE, LIST, Cost
 from octaskly.config.settings import LimitOptions
-from octaskly.ports import Principal
+from octaskly.ports.tokens import Principal
 
 EVE = Principal(subject="eve", role="viewer", token="e" * 32)
 EVE_AGAIN = Principal(subject="eve", role="viewer", token="f" * 32)

@@ -11,7 +11,8 @@ import pytest
 
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.errors import CatchingUp, NotDispatcher
-from octaskly.ports import KEPT_OUTPUTS_MAX, DispatcherView, KeptOutput
+from octaskly.ports.files import KEPT_OUTPUTS_MAX, KeptOutput
+from octaskly.ports.gateway import DispatcherView
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.holder_connection import (
     Holder,
