@@ -219,7 +219,6 @@ class MeshSecretHolder:
             else keys.phase_since_ms + int(lasts_s * 1000),
             confirmed=tuple(sorted(rotation.confirmed_nodes())),
             unconfirmed=tuple(sorted(rotation.awaited_nodes())),
-            is_revoked=rotation.is_revoked,
         )
 
     def is_node_refused(self, node: NodeId) -> bool:

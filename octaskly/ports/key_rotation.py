@@ -18,7 +18,6 @@ class RotationProgress:
     due_ms: int | None  #: wall clock; latest time of the next step
     confirmed: tuple[NodeId, ...]  #: nodes that have the newest generation
     unconfirmed: tuple[NodeId, ...]  #: nodes that may not have it yet
-    is_revoked: bool = False  #: this node is revoked
 
 
 class KeyRotationControl(Protocol):

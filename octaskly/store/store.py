@@ -56,7 +56,12 @@ from octaskly.store.tables.database import (
     free_bytes,
     open_writer,
 )
-from octaskly.store.tables.node_state import PeerContact, read_saved, read_task_ages
+from octaskly.store.tables.node_state import (
+    PeerContact,
+    read_saved,
+    read_task_ages,
+    read_vector,
+)
 from octaskly.store.tables.staged_parts import drop_incomplete_snapshots
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
 from octaskly.store.writing.stream_repair import repair_streams
@@ -320,7 +325,7 @@ class Store:
 
     async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Read the last durable sequence number of each stream."""
-        return await self._query(queries.read_durable_vector)
+        return await self._query(read_vector)
 
     async def stream_extents_at(
         self, hlc: int

@@ -418,11 +418,6 @@ def pack_entries_beyond(
     )
 
 
-def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
-    """Return the last durable sequence number of each stream."""
-    return read_vector(db)
-
-
 def read_pending_entries(
     db: sqlite3.Connection, packer: Packer, after: tuple[StreamId, int]
 ) -> Iterator[tuple[Entry, int]]:

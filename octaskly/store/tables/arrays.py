@@ -28,7 +28,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.ports.store import LISTED_COMMAND_CHARS
 from octaskly.store.tables import rows
 from octaskly.store.tables.array_items import ItemReader
@@ -93,11 +93,7 @@ class ArrayMembers:
             ended_ms=self.ended_ms,
         )
 
-    def widen_times(self, outcome: Outcome) -> None:
-        """Extend the times of the array by those of an ended attempt."""
-        self.widen_times_by(outcome.started_ms, outcome.ended_ms)
-
-    def widen_times_by(self, started_ms: int | None, ended_ms: int | None) -> None:
+    def widen_times(self, started_ms: int | None, ended_ms: int | None) -> None:
         """Extend the times of the array by an earliest start and a latest end."""
         if started_ms is not None:
             self.started_ms = min(self.started_ms or started_ms, started_ms)

@@ -192,7 +192,7 @@ class RangeWrites:
         if not ends:
             return
         keys = [key for key, _ in ends]
-        members.widen_times_by(
+        members.widen_times(
             min(end.started_ms for _, end in ends),
             max(end.started_ms + end.lasting_ms for _, end in ends),
         )

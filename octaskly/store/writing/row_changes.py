@@ -280,7 +280,9 @@ class RowChanges:
         array.changed_hlc = max(array.changed_hlc, task.changed_hlc)
         for attempt in record.attempts:
             if attempt.outcome is not None:
-                members.widen_times(attempt.outcome)
+                members.widen_times(
+                    attempt.outcome.started_ms, attempt.outcome.ended_ms
+                )
         self._move_count(task, (arrays.MEMBER, node or "", number))
 
     def _add_array(
