@@ -6,6 +6,7 @@ The class holds only state. The world applies faults, `storage` performs writes,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -48,6 +49,7 @@ class Machine:
     is_failing: bool = False  #: a write has failed and is retried
     wall_skew_ms: int = 0
     highest_skew_ms: int = 0  #: so far
+    set_ahead_at_ms: float = -math.inf  #: highest skew at which it was set ahead
     restored_s: float = -1e9  #: time at which it last lost part of its disk
     lost: list[Disk] = field(default_factory=list)  #: as they were then
     timer: Due | None = None  #: time of its next step without an event

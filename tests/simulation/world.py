@@ -225,6 +225,11 @@ class World(Timeline):
         if machine.wall_skew_ms < machine.highest_skew_ms < skew_ms:
             # The step looks like the end of a step back, which changes no age.
             self.is_step_lost = True
+        if machine.wall_skew_ms < skew_ms:
+            if machine.wall_skew_ms < machine.set_ahead_at_ms:
+                # An earlier step seems to have followed what was stored since.
+                self.is_step_lost = True
+            machine.set_ahead_at_ms = max(machine.set_ahead_at_ms, machine.wall_skew_ms)
         machine.wall_skew_ms = skew_ms
         machine.highest_skew_ms = max(machine.highest_skew_ms, skew_ms)
         machine.disk.record_clock_step(self.now(machine))
@@ -351,7 +356,7 @@ class World(Timeline):
         """Return the least true age of a task that may count as so old.
 
         A disk that was restored from a backup does not know of later clock steps. Nor
-        does a step count for what was stored before the clock was set back.
+        does a disk count all steps of a clock that was set back in between.
         """
         if self.is_step_lost:
             return 0.0
