@@ -68,7 +68,7 @@ def fetch(
             sent = ChainMap(taken, sent_by_tree[tree])
             fetched = fetch_outputs(client, task, folder, sent=sent, placed=placed)
             taken |= dict.fromkeys(placed, NO_DIGEST)
-            is_complete &= report_fetched(task, fetched, must_succeed=True)
+            is_complete &= report_fetched(task, fetched)
             results.append((task, fetched))
     if as_json:
         for task, fetched in results:

@@ -51,14 +51,8 @@ def fetch_outputs(
         progress.clear()
 
 
-def report_fetched(task: Task, fetched: Fetched, *, must_succeed: bool = False) -> bool:
-    """Say what is not as expected; return True if everything is.
-
-    Args:
-        task: The task.
-        fetched: What was fetched.
-        must_succeed: Expect all outputs even of a task that failed.
-    """
+def report_fetched(task: Task, fetched: Fetched) -> bool:
+    """Say what is not as expected; return True if everything is."""
     for kept in fetched.kept:
         note(
             f"{kept.path} already exists with other content, so the output was "
@@ -66,7 +60,7 @@ def report_fetched(task: Task, fetched: Fetched, *, must_succeed: bool = False) 
         )
     for path in fetched.skipped_links:
         note(f"{path} was not fetched: it is a link that points outside its folder")
-    is_missing = bool(fetched.missing) and (must_succeed or task.exit_code == 0)
+    is_missing = bool(fetched.missing) and task.exit_code == 0
     if is_missing:
         note(f"{task.id} ended without {listed(fetched.missing)}")
     return not (fetched.kept or is_missing)
