@@ -223,6 +223,7 @@ class Reconciler:
         """Give up the attempts of workers that did not come back in time.
 
         If these are many, the rest follows in the next step, whose timer is due.
+        Returns a warning if logs that may have their ends are awaited no longer.
         """
         effects: list[Effect] = []
         if self._read_delayed_until_s <= now.mono_s:
