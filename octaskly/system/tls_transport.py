@@ -168,6 +168,14 @@ class TlsTransport(asyncio.Transport):
         }
         return details.get(name, default)
 
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Replace the protocol."""
+        self._protocol = protocol
+
     def is_closing(self) -> bool:
         """Return True if the connection is closing or closed."""
         return self._is_closing

@@ -141,6 +141,7 @@ async def test_details_are_those_of_the_connection() -> None:
         assert info("sockname") == writer.get_extra_info("peername")
         assert info("ssl_object").version() == "TLSv1.3"
         assert info("nothing", 3) == 3
+        assert pair.transport.get_protocol() is pair.server
 
 
 async def test_nothing_is_read_while_paused() -> None:
