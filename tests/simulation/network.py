@@ -425,7 +425,7 @@ class Network:
             delay_s += world.random.uniform(*self.slow_ms.get(end, (0.0, 0.0))) / 1000
         due_s = max(world.time_s + delay_s, link.next_s.get(receiver, 0.0))
         if due_s > world.time_s + CATCH_UP_S:
-            self._late_s.update(dict.fromkeys(link.ends, world.time_s))
+            self._late_s.update(dict.fromkeys(link.ends - {receiver}, world.time_s))
         link.next_s[receiver] = due_s + 1e-6
         world.at(due_s - world.time_s, action)  # type: ignore[arg-type]
 
