@@ -38,7 +38,7 @@ EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
 VISITS_S = 1.0  #: in which tasks that visitors get are one entry of the audit log
 
 
-N = TypeVar("N", bound="Node | VisitorNode")
+N = TypeVar("N", bound=Node | VisitorNode)
 
 
 class StepLoop(Generic[N]):

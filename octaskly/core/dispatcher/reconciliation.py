@@ -42,7 +42,7 @@ LOG_WAIT_S_MAX = 30.0
 Meanwhile only queued tasks that are in memory start, so a snapshot of gigabytes, which
 takes longer, is not awaited to its end.
 """
-LOGS_GIVEN_UP = "logs of other nodes not read in time"
+LOGS_GIVEN_UP = "logs of other nodes not read in time"  #: in the agent's log
 LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
 REPEATS_MAX = 10_000
 """Ends of other logs that are repeated after each wait for logs.

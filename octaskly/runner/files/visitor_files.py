@@ -47,7 +47,7 @@ _FAILURES: Final = (OutputNotFound, ManifestError, FileQuotaExceeded, OSError)
 
 
 class VisitorFiles:
-    """What visitors may ask this node for.
+    """The files that visitors may read and send: those of their live attempts.
 
     Args:
         attempts_of: Returns the live attempts of a visitor.
