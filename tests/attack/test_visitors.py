@@ -36,7 +36,7 @@ from octaskly.core.protocol.visitor_rules import (
     Direction,
 )
 from tests.attack.test_each_route import PARTS
-from tests.support.agents import Agent, finished, running, store_file, submit, until
+from tests.support.agents import Agent, finished, meshed, store_file, submit, until
 from tests.support.hostile_visitor import HostileVisitor
 from tests.support.sample_messages import ATTEMPT, MESSAGES, SPEC, TASK
 
@@ -61,7 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def agent(folder: Path) -> Iterator[Agent]:
-    with running(folder, "ash", extra=("--slots", "1")) as (agent,):
+    """A dispatcher: the routes for visitors are refused by any other node."""
+    with meshed(folder, "ash", extra=("--slots", "1")) as (agent,):
         yield agent
 
 
