@@ -13,6 +13,7 @@ import pytest
 from octaskly import Client, NotFound
 from octaskly.runner.files.output_copies import PARTIAL_SUFFIX
 from octaskly.runner.output.captured_contents import DAMAGED_NAME
+from octaskly.runner.output.captured_folders import UNCOPIED_NAME
 from tests.integration.agent.test_trees import (
     explained,
     get_raw,
@@ -86,7 +87,11 @@ class Three:
                 if place.suffix != PARTIAL_SUFFIX
             ]
 
-        until(lambda: bool(copies()), "another node has a copy")
+        kept = self.worker.state / "outputs" / task
+        until(
+            lambda: copies() and not [*kept.glob(f"*/{UNCOPIED_NAME}")],
+            "another node has a copy, and has told the worker so",
+        )
         return Made(task, self.worker, copies()[0], data)
 
     def run_after(self, made: Made, agent: Agent) -> dict[str, Any]:
