@@ -145,6 +145,7 @@ def test_a_second_run_moves_what_changed(hosts: list[Host]) -> None:
     """Of 1000 files, one: that file and less than 64 kB beside it, in both directions.
 
     A run without files moves the rest, such as the task and the heartbeats meanwhile.
+    Of either, the shortest of three runs has the fewest heartbeats.
     """
     folder = hosts[0].folder / "many"
     for number in range(MANY_FILES):
@@ -153,20 +154,21 @@ def test_a_second_run_moves_what_changed(hosts: list[Host]) -> None:
         place.write_bytes(os.urandom(1024))
     dispatcher = dispatcher_of(hosts[0])
     worker = next(host for host in hosts[1:] if host.name != dispatcher)
-    run = ("run", "--in", ".", "--on", worker.name, "--")
-    typed(hosts[0], folder, *run, "true")
-    changed = folder / "folder3/file333"
-    changed.write_bytes(os.urandom(1024))
+    on_worker = ("--on", worker.name, "--")
+    typed(hosts[0], folder, "run", "--in", ".", *on_worker, "true")
     command = "sha256sum folder3/file333"
-    start = moved_bytes(worker)
-    typed(hosts[0], folder, *("run", "--on", worker.name, "--"), f"{command} || :")
-    plain = moved_bytes(worker)
+    plain, changed = [], []
+    for _ in range(3):
+        (folder / "folder3/file333").write_bytes(os.urandom(1024))
+        start = moved_bytes(worker)
+        typed(hosts[0], folder, "run", *on_worker, f"{command} || :")
+        plain.append(moved_bytes(worker) - start)
 
-    printed = typed(hosts[0], folder, *run, command)
+        printed = typed(hosts[0], folder, "run", "--in", ".", *on_worker, command)
 
-    moved = moved_bytes(worker) - plain - (plain - start)
-    assert moved < AGAIN_BYTES_MAX + 1024
-    assert printed == host_sha256(folder, "folder3/file333")
+        changed.append(moved_bytes(worker) - start - plain[-1])
+        assert printed == host_sha256(folder, "folder3/file333")
+    assert min(changed) - min(plain) < AGAIN_BYTES_MAX + 1024
 
 
 def test_a_writer_changes_no_file_of_the_next_task(hosts: list[Host]) -> None:
