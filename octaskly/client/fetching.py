@@ -142,7 +142,9 @@ class Fetching:
     def finish(self) -> Fetched:
         """Return what was fetched, after everything arrived."""
         found = NOTHING if self.is_empty else self._unpacker.finish()
-        return msgspec.structs.replace(found, missing=tuple(self._task.outputs_missing))
+        # A task that was cancelled before it ran lists none as missing.
+        missing = (out.path for out in self._task.outputs if out.bytes is None)
+        return msgspec.structs.replace(found, missing=tuple(missing))
 
     def close(self) -> None:
         """Save the state of a fetch that did not finish, so that the next resumes."""

@@ -388,6 +388,25 @@ def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:
     }
 
 
+def test_fetch_names_the_outputs_that_a_failed_task_did_not_make(
+    agent: DemoAgent, home: Path
+) -> None:
+    """A script that goes on after `fetch` needs them; one that never ran has none."""
+    out = ("--scratch", "--out", "log", "--out", "never")
+    failed = octaskly(agent, home, "submit", *out, "--", "echo why >log; exit 7")
+    octaskly(agent, home, "wait", failed.stdout.strip())
+    waits = octaskly(agent, home, "submit", "--on", "nowhere", *out, "--", "true")
+    octaskly(agent, home, "cancel", waits.stdout.strip())
+
+    done = octaskly(agent, home, "fetch", failed.stdout.strip())
+    cancelled = octaskly(agent, home, "fetch", "--json", waits.stdout.strip())
+
+    assert (done.returncode, cancelled.returncode) == (125, 125)
+    assert f"{failed.stdout.strip()} ended without never\n" in done.stderr
+    assert json.loads(cancelled.stdout)["missing"] == ["log", "never"]
+    assert texts_in(home) == {"log": "why\n"}
+
+
 def test_fetch_explains_why_there_is_nothing(agent: DemoAgent, home: Path) -> None:
     """A task that runs, one without outputs, and one that is unknown."""
     runs = octaskly(

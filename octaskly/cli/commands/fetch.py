@@ -52,7 +52,7 @@ def fetch(
     it.
 
     The exit code is 125 if an output is missing, or got another name because a
-    different local file has its name.
+    different local file has its name. Members that were cancelled may lack theirs.
     """
     results = []
     is_complete = True
@@ -68,7 +68,9 @@ def fetch(
             sent = ChainMap(taken, sent_by_tree[tree])
             fetched = fetch_outputs(client, task, folder, sent=sent, placed=placed)
             taken |= dict.fromkeys(placed, NO_DIGEST)
-            is_complete &= report_fetched(task, fetched)
+            # A member that was cancelled is one that nobody wants any more.
+            is_expected = task.id == full or task.status != "cancelled"
+            is_complete &= report_fetched(task, fetched, is_expected=is_expected)
             results.append((task, fetched))
     if as_json:
         for task, fetched in results:

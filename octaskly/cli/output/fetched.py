@@ -51,8 +51,16 @@ def fetch_outputs(
         progress.clear()
 
 
-def report_fetched(task: Task, fetched: Fetched) -> bool:
-    """Say what is not as expected; return True if everything is."""
+def report_fetched(
+    task: Task, fetched: Fetched, *, is_expected: bool | None = None
+) -> bool:
+    """Say what is not as expected; return True if everything is.
+
+    Args:
+        task: The task.
+        fetched: What was fetched.
+        is_expected: Each output should be there; by default, if the task succeeded.
+    """
     for kept in fetched.kept:
         note(
             f"{kept.path} already exists with other content, so the output was "
@@ -60,7 +68,9 @@ def report_fetched(task: Task, fetched: Fetched) -> bool:
         )
     for path in fetched.skipped_links:
         note(f"{path} was not fetched: it is a link that points outside its folder")
-    is_missing = bool(fetched.missing) and task.exit_code == 0
+    if is_expected is None:
+        is_expected = task.exit_code == 0
+    is_missing = bool(fetched.missing) and is_expected
     if is_missing:
         note(f"{task.id} ended without {listed(fetched.missing)}")
     return not (fetched.kept or is_missing)
