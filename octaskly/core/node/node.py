@@ -343,13 +343,12 @@ class Node:
                 return effects and [*effects, *self._address_book.redial_all(now)]
             case Timer.FENCING:
                 return self._handlers.pause_fencing.on_time(now)
-            case Timer.REATTACH:
-                # Wait longer for nodes that are not silent and hold more entries.
+            case Timer.REATTACH | Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
+                # First wait longer for nodes that are not silent and hold more entries:
+                # each of these timers may be the one that finds the wait over.
                 return self._handlers.queue_reader.reread_after_sync(
                     now
                 ) + self._dispatcher.on_time(now)
-            case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
-                return self._dispatcher.on_time(now)
             case Timer.RESULTS:
                 return self._worker.on_time(now)
             case Timer.REPLICATION:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from octaskly.core.dispatcher.reconciliation import CATCH_UP_S
 from octaskly.core.effects import (
     Advertise,
     AnnounceTaskStates,
@@ -147,9 +148,14 @@ class Shell:
     """A node with a disk that answers at once, and a record of its effects."""
 
     def __init__(
-        self, saved: SavedState | None = None, limits: Limits | None = None
+        self,
+        saved: SavedState | None = None,
+        limits: Limits | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        settings = Settings(node=info(ME), limits=limits or Limits())
+        settings = Settings(
+            node=info(ME), limits=limits or Limits(), timing=timing or Timing()
+        )
         self.node = Node(settings, saved or SavedState())
         self.now_s = 100.0
         self.has_disk = True
@@ -565,6 +571,21 @@ def test_a_follower_on_a_slow_link_has_time_to_send_its_log() -> None:
     writers = ((there, Epoch(1, PEER)),)
     shell.hear(Entries((entry,), writers, False, ((there, 1),)))
     assert of(LoadQueued, shell.hear(Entries((), (), False, ((there, 1),))))
+
+
+def test_a_node_that_was_heard_is_awaited_whatever_timer_is_due_first() -> None:
+    """Another timer of the dispatcher is due when a wait without progress ends."""
+    shell = Shell(timing=Timing(floor_interval_s=CATCH_UP_S))
+    shell.feed(TimerFired(0.5))
+    shell.meet()
+    while not shell.node.is_dispatcher:
+        shell.run(shell.now_s + 0.1)
+
+    shell.hear(HelloOk())
+    shell.run(shell.now_s + CATCH_UP_S)
+
+    assert of(LoadQueued, shell.log) == []
+    assert of(LoadLive, shell.log) == []
 
 
 def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
