@@ -336,7 +336,9 @@ def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: FetchOutcome) -> 
         if is_cancelled:
             note(f"{task.id} was cancelled")
             return EXIT_CANCELLED
-        note(f"{task.id} was cancelled; details: octaskly explain {task.id}")
+        details = f"; details: octaskly explain {task.id}"
+        why = f": {task.detail}" if task.detail else details
+        note(f"{task.id} was cancelled{why}")
         return EXIT_OCTASKLY_FAILED
     if task.exit_code is None:
         _print_failure(task)
