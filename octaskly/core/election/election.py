@@ -363,7 +363,8 @@ class Election:
         assert isinstance(phase, Following)
         lost_dispatcher = phase.follow_link.dispatcher
         self.loss.mark_missing(now, lost_dispatcher)
-        if not self._candidacy.may_succeed:
+        # Without a roster, a node that just joined is in no order of succession.
+        if not (self._candidacy.may_succeed and self._candidacy.successors):
             return self.start_discovering("dispatcher lost", now)
         self._enter_phase(
             Campaigning(now.mono_s, lost_dispatcher, is_proven, phase.transfer_extent)

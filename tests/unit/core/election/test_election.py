@@ -154,6 +154,7 @@ class Harness:
         self.persist(now_s)
         self.members.record_frame(dispatcher, node_moment(now_s + 0.001))
         assert self.election.attachment == Attachment(dispatcher, epoch, 1)
+        self.candidacy.successors = {B: ()}  # As its roster says.
 
     def become_dispatcher(self, now_s: float) -> None:
         self.watch.on_time(node_moment(now_s))
@@ -341,6 +342,19 @@ def test_a_dispatcher_that_closes_its_link_is_dialled_once_more() -> None:
     assert world.watch.on_dial_failed(hung_up, node_moment(5.02)) == []
     effects = world.watch.on_dial_failed(refused(A), node_moment(5.03))
     assert note_events(effects) == ["dispatcher lost", "claiming"]
+
+
+def test_a_node_without_a_roster_looks_for_others_before_it_claims() -> None:
+    """It just joined, so it may have no link to those that are to succeed."""
+    world = Harness()
+    world.follow(0.1)
+    world.candidacy.successors = {}
+    world.members.on_peer_down(A, node_moment(0.2))
+    world.watch.on_peer_down(A, "eof", node_moment(0.2))
+
+    effects = world.watch.on_dial_failed(refused(A), node_moment(0.2))
+
+    assert note_events(effects) == ["discovering"]
 
 
 def test_later_successors_wait_their_turn() -> None:
