@@ -37,7 +37,7 @@ while time.monotonic() < end:
         os.setsid()
         time.sleep(0.005)
         continue
-    time.sleep(0.01)
+    time.sleep(0.03)  # The kill must get a turn on a busy machine, too.
 """
 
 #: Each is a new process every few milliseconds, in a new session. They start
@@ -148,7 +148,7 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
     (tmp_path / "storm.py").write_text(STORM)
     async with rig(tmp_path, slots=2, with_cgroups=with_cgroups) as made:
         # Including processes that others start or end meanwhile.
-        most = len(list(Path("/proc").iterdir())) + 120
+        most = len(list(Path("/proc").iterdir())) + 80
         storm = f"{sys.executable} {tmp_path}/storm.py {word} {most}"
         task, attempt = made.start(storm)
         await eventually(lambda: len(processes_with(word)) > 20)
