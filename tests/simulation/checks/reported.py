@@ -66,9 +66,11 @@ def _note_losses(world: World, machine: Machine, append: Append) -> None:
     """Note attempts that a dispatcher takes for lost though it could know their ends.
 
     Their workers have said what they run, and a node that follows it has the end, on
-    disk.
+    disk. A dispatcher that has waited long enough for logs need not know it.
     """
     assert machine.node is not None
+    if machine.node.epoch in world.promises.lacking_logs:
+        return
     peers = machine.node._peer_table.peers
     for entry in append.entries:
         fact = entry.fact
