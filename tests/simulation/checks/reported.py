@@ -227,17 +227,18 @@ def _is_late_end(record: TaskRecord, before: Told, now: Told) -> bool:
 def _are_of_a_split(world: World, task: TaskId, before: Told, now: Told) -> bool:
     """Return True if two halves of a split made these outcomes.
 
-    Or one made the second, and the other one, which hears of it now, had the first. The
-    cancel of an array makes the outcome of a member at each dispatcher that tells it.
+    Or one made the second, and the dispatcher of the other one had the first: that is
+    still dispatcher, or tells the second now. The cancel of an array makes the outcome
+    of a member at each dispatcher that tells it.
     """
     epochs = world.promises.epochs
     firsts = set(_makers(world, task, before.outcome[1]))
+    holders = {node for node, _ in before.holders} & {now.node, *world.dispatchers()}
+    firsts |= {epoch for epoch in epochs if epoch.node in holders}
     seconds = set(_makers(world, task, now.outcome[1]))
     teller = world.machines[now.node].node
     if now.outcome[1] is None and array_of(task) is not None and teller is not None:
         seconds.add(teller.epoch)
-    if any(node == now.node for node, _ in before.holders):
-        firsts |= {epoch for epoch in epochs if epoch.node == now.node}
     return any(_are_halves(epochs, *pair) for pair in product(firsts, seconds))
 
 
