@@ -14,7 +14,7 @@ from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.log.retired_streams import NONE_RETIRED, RetiredSummary
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer import PeerView, merge_addresses
-from octaskly.core.model.component_signals import MembershipChanged, Outbox
+from octaskly.core.model.component_signals import LinksClosed, MembershipChanged, Outbox
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId, VectorItems
 from octaskly.core.model.nodes import NodeState
@@ -35,6 +35,7 @@ class PeerTable:
     ) -> None:
         self._outbox = outbox
         self.peers: dict[NodeId, PeerView] = {}  #: connected
+        self._closed: list[NodeId] = []  #: see `pop_closed`
         self.address_book = AddressBook(settings, saved, self.peers, timers)
         self.members_max = settings.limits.peers  #: most members of a roster
         self._alone_since_s = math.inf  #: end of the last link
@@ -122,7 +123,14 @@ class PeerTable:
         """Close a link; later frames from it are ignored."""
         if self.on_peer_down(peer, now) is None:
             return []
+        self._closed.append(peer)
+        self._outbox.put(LinksClosed())
         return [Disconnect(peer, reason)]
+
+    def pop_closed(self) -> list[NodeId]:
+        """Return the peers whose links `disconnect` closed since the last call."""
+        closed, self._closed = self._closed, []
+        return closed
 
     def record_frame(self, peer: NodeId, now: Moment) -> bool:
         """Record the time of a frame; return True if the peer is connected."""

@@ -12,6 +12,11 @@ from typing import get_args
 
 
 @dataclass(frozen=True, slots=True)
+class LinksClosed:
+    """From `PeerTable`: this node closed links to peers, which it takes for lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoleChanged:
     """From `Election`: the phase changed, or the dispatcher that the worker serves."""
 
@@ -57,7 +62,8 @@ class RosterChanged:
 
 
 ComponentSignal = (
-    RoleChanged
+    LinksClosed
+    | RoleChanged
     | MembershipChanged
     | SyncProgressed
     | FloorRaised

@@ -125,8 +125,7 @@ class PeerLoss:
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
         """Handle the end of a link, after its removal from the peer table."""
-        if reason != UNNEEDED_REASON:
-            self.replication.discount_node(peer)
+        self.forget_peer(peer, is_lost=reason != UNNEEDED_REASON)
         effects: list[Effect] = []
         if reason == LEFT_REASON:
             effects += self.roster_builder.release_name(peer, "left")
@@ -135,8 +134,13 @@ class PeerLoss:
             self.not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
             if view.followed_epoch == dispatcher_epoch.epoch:
                 effects += self._on_follower_lost(peer, view, reason, now)
-        self.anti_entropy.drop_peer(peer)
         return effects + self.timeouts.on_peer_down(peer, reason, now)
+
+    def forget_peer(self, peer: NodeId, *, is_lost: bool = True) -> None:
+        """Await no entries of a peer without a link, and no copies if it is lost."""
+        if is_lost:
+            self.replication.discount_node(peer)
+        self.anti_entropy.drop_peer(peer)
 
     def _on_follower_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
@@ -208,6 +212,10 @@ class Connections:
         if view is None:
             return []
         return self._peer_loss.on_peer_lost(peer, view, reason, now)
+
+    def forget_peer(self, peer: NodeId) -> None:
+        """Await nothing of a peer whose link was closed because it is lost."""
+        self._peer_loss.forget_peer(peer)
 
     def close_link(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Close a link and remove the peer, as for a broken link."""

@@ -207,9 +207,9 @@ def submitted(ticket: int = 1) -> TasksSubmitted:
     return TasksSubmitted(ticket, drafts, "me", ("0badcafe",), (None,))
 
 
-def followed(limits: Limits | None = None) -> Shell:
+def followed(limits: Limits | None = None, timing: Timing | None = None) -> Shell:
     """Return a dispatcher with one follower."""
-    shell = Shell(limits=limits)
+    shell = Shell(limits=limits, timing=timing)
     shell.serve()
     shell.meet()
     shell.hear(HelloOk())
@@ -437,6 +437,35 @@ def test_what_a_client_was_shown_is_at_a_standby_first() -> None:
     assert of(Answer, effects)[1:] == [Answer(2, Copied(2))]
     assert shell.node.has_copies_of_all(node_moment(shell.now_s))
     assert of(Answer, shell.feed(CopiesRequested(3))) == [Answer(3, Copied(2))]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_copy_at_a_silent_successor_is_no_reason_to_answer(
+    *, is_silent: bool
+) -> None:
+    """Its machine may be lost; the disk of this node does not have the task."""
+    shell = followed(timing=Timing(suspicion_timeout_s=0.5))
+    (*_, first) = of_kind(Replicate, shell.log)
+    assert isinstance(first, Replicate)
+    shell.hear(ReplicateOk(EPOCH, first.number))
+    shell.has_disk = False
+    effects = shell.feed(submitted(1))
+    (*_, copy) = of_kind(Replicate, effects)
+    assert isinstance(copy, Replicate)
+    claim = Claim(Epoch(2, PEER), StreamId(9), ())
+    last = copy.entries[-1]
+    shell.hear(ReplicateOk(EPOCH, copy.number), claim)
+    shell.hear(Pull(((last.stream, last.seq),)))
+    assert shell.node.dispatcher == PEER
+
+    until_s = shell.now_s + Timing().replication_wait_s
+    while shell.now_s < until_s:
+        shell.run(shell.now_s + 0.3)
+        if not is_silent or shell.now_s < until_s - 1.5:
+            shell.hear(Heartbeat(Epoch(2, PEER), 1.0))
+
+    answered = [e for e in shell.log if isinstance(e, Answer) and e.ticket == 1]
+    assert len(answered) == (not is_silent)
 
 
 def of_kind(kind: type, effects: list[Effect]) -> list[Message]:
