@@ -58,6 +58,8 @@ class TakeoverChecks:
         if not lacked or is_over or not knows_all(world, node):
             return
         had = world.machines[takeover.before]
+        if had.restored_s > takeover.began_s:
+            return  # It may have followed without them, before a backup brought them.
         for task in sorted(lacked):
             # A name whose first task is lost for good may be on its way again.
             is_named = task_name(task) == task
