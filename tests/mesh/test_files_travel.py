@@ -145,7 +145,7 @@ def test_a_second_run_moves_what_changed(hosts: list[Host]) -> None:
     """Of 1000 files, one: that file and less than 64 kB beside it, in both directions.
 
     A run without files moves the rest, such as the task and the heartbeats meanwhile.
-    Of either, the shortest of three runs has the fewest heartbeats.
+    Of each, the one of three that moves least counts: heartbeats only add.
     """
     folder = hosts[0].folder / "many"
     for number in range(MANY_FILES):

@@ -560,7 +560,10 @@ class _MemberFetcher:
             return
         # Patterns of two members may cover the same file. The first one is kept.
         self._known |= dict.fromkeys(placed, NO_DIGEST)
-        self._is_complete &= fetched.report_fetched(ended, found)
+        has_succeeded = ended.exit_code == 0
+        self._is_complete &= fetched.report_fetched(
+            ended, found, must_be_whole=has_succeeded
+        )
         self._files += found.files
         self._bytes += found.bytes
 

@@ -68,9 +68,9 @@ def fetch(
             sent = ChainMap(taken, sent_by_tree[tree])
             fetched = fetch_outputs(client, task, folder, sent=sent, placed=placed)
             taken |= dict.fromkeys(placed, NO_DIGEST)
-            # A member that was cancelled is one that nobody wants any more.
-            is_expected = task.id == full or task.status != "cancelled"
-            is_complete &= report_fetched(task, fetched, is_expected=is_expected)
+            # After an interrupt, only the other members' outputs are wanted.
+            must_be_whole = task.id == full or task.status != "cancelled"
+            is_complete &= report_fetched(task, fetched, must_be_whole=must_be_whole)
             results.append((task, fetched))
     if as_json:
         for task, fetched in results:

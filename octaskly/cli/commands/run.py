@@ -260,7 +260,8 @@ def fetch_at_end(
     except KeyboardInterrupt:
         note(f"no longer fetching; to continue: octaskly fetch {task.id}")
         return FetchOutcome(exit_code=EXIT_CANCELLED)
-    is_complete = fetching.report_fetched(ended, found)
+    has_succeeded = ended.exit_code == 0
+    is_complete = fetching.report_fetched(ended, found, must_be_whole=has_succeeded)
     return FetchOutcome(
         fetching.fetched_text(declared, found),
         0 if is_complete else EXIT_OCTASKLY_FAILED,

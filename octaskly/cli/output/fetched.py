@@ -51,15 +51,13 @@ def fetch_outputs(
         progress.clear()
 
 
-def report_fetched(
-    task: Task, fetched: Fetched, *, is_expected: bool | None = None
-) -> bool:
+def report_fetched(task: Task, fetched: Fetched, *, must_be_whole: bool) -> bool:
     """Say what is not as expected; return True if everything is.
 
     Args:
         task: The task.
         fetched: What was fetched.
-        is_expected: Each output should be there; by default, if the task succeeded.
+        must_be_whole: A declared output that is missing is an error.
     """
     for kept in fetched.kept:
         note(
@@ -68,9 +66,7 @@ def report_fetched(
         )
     for path in fetched.skipped_links:
         note(f"{path} was not fetched: it is a link that points outside its folder")
-    if is_expected is None:
-        is_expected = task.exit_code == 0
-    is_missing = bool(fetched.missing) and is_expected
+    is_missing = bool(fetched.missing) and must_be_whole
     if is_missing:
         note(f"{task.id} ended without {listed(fetched.missing)}")
     return not (fetched.kept or is_missing)

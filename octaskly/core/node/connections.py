@@ -213,9 +213,10 @@ class Connections:
             return []
         return self._peer_loss.on_peer_lost(peer, view, reason, now)
 
-    def forget_peer(self, peer: NodeId) -> None:
-        """Await nothing of a peer whose link was closed because it is lost."""
-        self._peer_loss.forget_peer(peer)
+    def forget_closed(self) -> None:
+        """Await nothing of the peers whose links were closed as they are lost."""
+        for peer in self._peer_table.pop_closed():
+            self._peer_loss.forget_peer(peer)
 
     def close_link(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Close a link and remove the peer, as for a broken link."""

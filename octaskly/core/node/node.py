@@ -583,13 +583,12 @@ class Node:
                 waiting += self._replication.on_log_write(write, now)
         return writes
 
-    def _on_signal(  # noqa: C901  # A flat table.
+    def _on_signal(  # A flat table.
         self, signal: ComponentSignal, now: Moment
     ) -> list[Effect]:
         match signal:
             case LinksClosed():
-                for peer in self._peer_table.pop_closed():
-                    self._handlers.connections.forget_peer(peer)
+                self._handlers.connections.forget_closed()
                 return []
             case RoleChanged():
                 effects = self._apply_role(now)
