@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,10 +13,8 @@ from typing import Final
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.change_feed import FeedPage, StreamExtent
-from octaskly.core.log.facts import Entry, Floor, Recorded
+from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.log.range_facts import entry_after
-from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
@@ -121,8 +119,6 @@ class Store:
         self._query = readers.run_query
         self._query_for_submission = submission_reader.run_query
         self._query_for_list = list_reader.run_query
-        self._retired = RetiredStreams()
-        self._queued_seqs: dict[StreamId, int] = {}
         self._merges_left = 0  #: complete snapshots that are not merged yet
         self._last_merges: deque[int] = deque()  #: numbers of their last merges
         self._has_merged = asyncio.Event()
@@ -200,24 +196,8 @@ class Store:
         entries: Sequence[Entry],
         epochs: Sequence[tuple[StreamId, Epoch]] = (),
     ) -> None:
-        """Queue entries for the next commit, except those that are already held."""
-        queued = self._queued_seqs
-        fresh = []
-        for entry in entries:
-            stream, seq, last_seq = entry.stream, entry.seq, entry.last_seq
-            held = queued.get(stream)
-            if held is None:
-                held = self._retired.end_of(stream)
-            if last_seq <= held:
-                continue
-            assert seq <= held + 1, f"gap in stream {stream}"
-            queued[stream] = last_seq
-            fresh.append(entry if seq > held else entry_after(entry, held))
-            if isinstance(entry.fact, Floor):
-                self._note_queued(entry.fact.ends)
-                for retired, _ in entry.fact.retired:
-                    queued.pop(retired, None)
-        self._queue_item(ef.Append(number, tuple(fresh), tuple(epochs)))
+        """Queue entries for the next commit, which leaves out those already held."""
+        self._queue_item(ef.Append(number, tuple(entries), tuple(epochs)))
 
     def stage_rows(self, item: ef.StageRows) -> None:
         """Queue a part of a snapshot, which is kept until it is merged.
@@ -233,10 +213,6 @@ class Store:
         """Queue the merge of the next part of a snapshot for the next commit."""
         if item.is_last:
             self._last_merges.append(item.number)
-            self._note_queued(item.head.vector)
-            self._note_queued(item.head.floor.ends)
-            for stream, _ in item.retired:
-                self._queued_seqs.pop(stream, None)
         self._queue_item(item)
 
     def save_node_state(self, item: ef.Save) -> None:
@@ -522,9 +498,6 @@ class Store:
             connection.execute("COMMIT")
             finish_merges(connection, self._packer, self._clock)
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
-            streams = connection.execute("SELECT stream, last_seq FROM streams")
-            self._retired = saved.retired  # The node adds to it.
-            self._queued_seqs = {StreamId(stream): have for stream, have in streams}
             for pool in self._pools:
                 pool.open()
             self._writer = Writer(
@@ -552,15 +525,6 @@ class Store:
         if not self._merges_left:
             self._has_merged.set()
         self._on_persisted(number)
-
-    def _note_queued(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
-        for stream, seq in holdings:
-            self._queued_seqs[stream] = max(self._queued_seq(stream), seq)
-
-    def _queued_seq(self, stream: StreamId) -> int:
-        """Return the last entry of a stream that is stored, queued or void."""
-        seq = self._queued_seqs.get(stream)
-        return self._retired.end_of(stream) if seq is None else seq
 
     def _ages_reader(self) -> Callable[[sqlite3.Connection], TaskAges]:
         """Return a function that reads, in a later transaction, what ages depend on."""

@@ -357,7 +357,6 @@ class DispatchStep:
         ended = [live.ids[offset] for offset in offsets]
         self.queue.end_members(live, offsets)
         self.pin_until_durable(live)
-        self.note_changed(ended)
         self.announce_ended(ended)
 
     def decide(self, task: QueuedTask) -> None:

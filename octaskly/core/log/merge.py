@@ -266,8 +266,6 @@ def join_attempts(
     """Return the join of what two sets of facts say of the attempts of one task."""
     if not a or not b:
         return a or b
-    if len(a) == len(b) == 1 and a[0].id == b[0].id:  # The only attempt ended.
-        return (_more_advanced(a[0], b[0]),)
     joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
     for attempt in b:
         mine = joined.get(attempt.id)
@@ -302,7 +300,12 @@ def attempt_of(fact: Assigned | Finished) -> Attempt:
 def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
     """Return `record` with what is known of one attempt."""
     known = record.attempts
-    joined = join_attempts(known, (attempt,)) if known else (attempt,)
+    if not known:
+        joined: tuple[Attempt, ...] = (attempt,)
+    elif len(known) == 1 and known[0].id == attempt.id:  # The only attempt ended.
+        joined = (_more_advanced(known[0], attempt),)
+    else:
+        joined = join_attempts(known, (attempt,))
     return replace(record, attempts=joined)
 
 

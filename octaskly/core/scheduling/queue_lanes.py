@@ -82,7 +82,7 @@ class Flow:
         """Put a task at its place in the order."""
         # A released member comes before the remaining members of its array.
         task.place = task.ord + (task.remaining is not None)
-        heappush(self._heap, _entry_of(task))
+        heappush(self._heap, (task.place, task.number, task.spec.id))
 
     def first(self, tasks: TaskTable) -> QueuedTask | None:
         """Return the first task that every worker of its shape may run, if any."""
@@ -114,10 +114,6 @@ class Flow:
         """Drop these tasks, and outdated entries, from the order."""
         self._heap = [entry for entry in self._heap if entry[2] not in dropped]
         heapify(self._heap)
-
-
-def _entry_of(task: QueuedTask) -> FlowEntry:
-    return task.place, task.number, task.spec.id
 
 
 class Lane:
@@ -214,7 +210,7 @@ class Lane:
         another state of them.
         """
         waiting = [e for flow in self.flows.values() for e in flow.entries(tasks)]
-        waiting.sort(key=lambda entry: _entry_of(entry[1]))
+        waiting.sort(key=lambda entry: (entry[0], entry[1].number, entry[1].spec.id))
         count = size = last_ord = 0
         for place, task in waiting:
             if count and (count >= self.tasks_max or size >= self.bytes_max):

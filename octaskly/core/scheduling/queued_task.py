@@ -161,12 +161,13 @@ class QueuedTask(Struct, eq=False, gc=False):
         if isinstance(fact, Finished):
             full = fact.outcome
             end = Outcome(full.state, full.reason, full.exit_code)
-            self.add_attempt(
-                Attempt(fact.attempt, fact.node, full.state, end, fact.decided_term)
+            self.record = with_attempt(
+                self.record,
+                Attempt(fact.attempt, fact.node, full.state, end, fact.decided_term),
             )
         else:
             self.record = apply_fact(self.record, fact)
-            self._update_final_state()
+        self._update_final_state()
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Join what a fact of this epoch says of an attempt."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 from msgspec import Struct, json
@@ -177,14 +177,15 @@ def replace_large_body(db: sqlite3.Connection, entry: StoredEntry, body: bytes) 
 def _row_of(entries: Sequence[StoredEntry]) -> bulk.Row:
     """Return the row of entries without a gap; a large one is alone."""
     first, last = entries[0], entries[-1]
-    hlc, start = last.hlc + last.facts - 1, 0
-    heads: list[tuple[int, ...]] = []
-    bodies: list[bytes] = []
-    for entry in entries:
-        body, before, output = entry.body, hlc - entry.hlc, entry.output
-        heads.append((start, before) if output is None else (start, before, output))
-        bodies.append(body)
-        start += len(body)
+    hlc = last.hlc + last.facts - 1
+    bodies = [entry.body for entry in entries]
+    starts = accumulate(map(len, bodies), initial=0)
+    heads = [
+        (start, hlc - entry.hlc)
+        if entry.output is None
+        else (start, hlc - entry.hlc, entry.output)
+        for start, entry in zip(starts, entries, strict=False)
+    ]
     text = json.encode(heads).decode()
     count = last.seq + last.facts - first.seq
     return first.stream, first.seq, count, hlc, first.task, text, b"".join(bodies)
