@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from octaskly.agent.files.tree_sizer import TreeSizer
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.gateway.task_lookup import LocalFiles
-from octaskly.agent.health import ApiProbe, HealthChecks
+from octaskly.agent.health import ApiProbe, HealthChecks, MachineMonitor
 from octaskly.agent.join_service import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.agent.metrics import MetricsReport
@@ -32,6 +31,7 @@ from octaskly.agent.node_setup import (
     resolve_seed,
     write_description,
 )
+from octaskly.agent.runner_setup import build_pool
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts
 from octaskly.api.http.handler_types import MemberFiles
@@ -41,9 +41,8 @@ from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import LogLine
-from octaskly.core.events import DiskChanged, LoadSampled
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.nodes import LoadSample, NodeInfo
+from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tree_sizes import blob_key
 from octaskly.core.node.node import Node
@@ -54,23 +53,11 @@ from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports.files import RETENTION_S
-from octaskly.ports.store import Clock
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.blobs.blob_fetcher import BlobFetcher, HoldersOf
-from octaskly.runner.blobs.blob_store import BlobStore
-from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.capture import OutputReader, outputs_folder
-from octaskly.runner.files.output_copies import (
-    CopiedOutputs,
-    CopyHolders,
-    OutputCopies,
-)
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.files.visitor_files import VisitorFiles
-from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
-from octaskly.runner.pool.pool import Pool
-from octaskly.runner.pool.report_queue import EndedCallback
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import (
@@ -80,120 +67,8 @@ from octaskly.system.listening_sockets import (
     port_of,
 )
 from octaskly.system.log import Logger, log_line
-from octaskly.system.machine_stats import LoadSampler
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
-
-
-class MachineMonitor:
-    """Samples the load and the disk of this machine when it is called."""
-
-    def __init__(self, store: Store, config: AgentConfig) -> None:
-        self._store = store
-        self._sampler = LoadSampler(config.paths.state)
-        self.load: LoadSample = self._sampler.sample()
-        self._is_disk_failing = False
-
-    def sample_load(self, *, are_launchers_failing: bool) -> LoadSampled:
-        """Take a sample of the load."""
-        # Keep the previous sample if no file descriptor is free.
-        with contextlib.suppress(OSError):
-            self.load = self._sampler.sample()
-        return LoadSampled(self.load, are_launchers_failing)
-
-    def check_disk(self) -> DiskChanged | None:
-        """Return whether the log can be written, or None if that has not changed."""
-        why = self._store.shortage_reason()
-        is_failing = why is not None
-        if is_failing == self._is_disk_failing:
-            return None
-        self._is_disk_failing = is_failing
-        return DiskChanged(is_failing, why or "")
-
-
-def build_pool(
-    config: AgentConfig,
-    info: NodeInfo,
-    clock: Clock,
-    *,
-    tls: Callable[[], ssl.SSLContext],
-    holders_of: HoldersOf,
-    on_wrong_copy: Callable[[str, str], None],
-    copy_holders: CopyHolders,
-    on_ended: EndedCallback,
-) -> tuple[Pool, BlobFetcher, OutputArchive, OutputCopies]:
-    """Return the runner of a node, the fetcher of its files, its outputs, their copies.
-
-    Args:
-        config: The settings.
-        info: The node.
-        clock: The machine's clocks.
-        tls: Returns the client TLS context of this node.
-        holders_of: Returns the other nodes that may have a file.
-        on_wrong_copy: See `BlobFetcher`.
-        copy_holders: Returns the other nodes for copies of outputs, in their order.
-        on_ended: Called on the event loop with one or more reports.
-    """
-    blob_store, archive = build_file_stores(config, clock)
-    own, lenders = (info.id, info.name), Lenders(blob_store, clock)
-    blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders, on_wrong_copy)
-    copies = OutputCopies(
-        archive,
-        blob_fetcher,
-        node=info.id,
-        copy_holders=copy_holders,
-        is_strict=config.is_strict,
-    )
-    pool = build_runner(config, info, clock, archive, blob_fetcher, copies, on_ended)
-    return pool, blob_fetcher, archive, copies
-
-
-def build_runner(
-    config: AgentConfig,
-    info: NodeInfo,
-    clock: Clock,
-    archive: OutputArchive,
-    blob_fetcher: BlobFetcher,
-    copies: CopiedOutputs,
-    on_ended: EndedCallback,
-) -> Pool:
-    """Return the runner of a member or of a visitor."""
-    return Pool(
-        slots=config.slots,
-        workdir=config.paths.workdir,
-        scratch_dir=config.paths.scratch,
-        archive=archive,
-        blob_fetcher=blob_fetcher,
-        output_copies=copies,
-        node_name=info.name,
-        inherited=config.inherited,
-        account=config.account,
-        kill_grace_s=config.timing.kill_grace_s,
-        gpus=info.gpus,
-        clock=clock,
-        on_ended=on_ended,
-    )
-
-
-def build_file_stores(
-    config: AgentConfig, clock: Clock
-) -> tuple[BlobStore, OutputArchive]:
-    """Return the store of files that tasks need, and that of outputs."""
-    archive = OutputArchive(
-        config.paths.transcripts,
-        outputs_dir=config.paths.outputs,
-        bytes_max=config.options.output_cap_bytes,
-        quota_bytes=config.options.output_quota_bytes,
-        retention_s=config.options.retention_s,
-        clock=clock,
-    )
-    blob_store = BlobStore(
-        config.paths.files,
-        clock=clock,
-        quota_bytes=config.options.files_quota_bytes,
-        captured=archive.captured.contents,
-    )
-    return blob_store, archive
 
 
 def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:

@@ -1,15 +1,20 @@
-"""Health checks: membership of this node, and space and writes of its disk."""
+"""Health of this node: checks of each request, and samples of load and disk."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from octaskly.core.events import ApiChanged
+from octaskly.config.agent import AgentConfig
+from octaskly.core.events import ApiChanged, DiskChanged, LoadSampled
+from octaskly.core.model.nodes import LoadSample
 from octaskly.errors import NotAMember, StoreFull
 from octaskly.ports.store import Clock
+from octaskly.store import Store
+from octaskly.system.machine_stats import LoadSampler
 
 
 def _no_reason() -> None:
@@ -115,3 +120,29 @@ class ApiProbe:
         if is_failing != self._is_failing:
             self._is_failing = is_failing
             self._post(ApiChanged(is_failing, reason or ""))
+
+
+class MachineMonitor:
+    """Samples the load and the disk of this machine when it is called."""
+
+    def __init__(self, store: Store, config: AgentConfig) -> None:
+        self._store = store
+        self._sampler = LoadSampler(config.paths.state)
+        self.load: LoadSample = self._sampler.sample()
+        self._is_disk_failing = False
+
+    def sample_load(self, *, are_launchers_failing: bool) -> LoadSampled:
+        """Take a sample of the load."""
+        # Keep the previous sample if no file descriptor is free.
+        with contextlib.suppress(OSError):
+            self.load = self._sampler.sample()
+        return LoadSampled(self.load, are_launchers_failing)
+
+    def check_disk(self) -> DiskChanged | None:
+        """Return whether the log can be written, or None if that has not changed."""
+        why = self._store.shortage_reason()
+        is_failing = why is not None
+        if is_failing == self._is_disk_failing:
+            return None
+        self._is_disk_failing = is_failing
+        return DiskChanged(is_failing, why or "")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from unittest import mock
 
-from octaskly.agent import components
+from octaskly.agent import runner_setup
 from octaskly.cli import main
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
@@ -82,5 +82,5 @@ def _outcome(exit_code: int, now_ms: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    with mock.patch.object(components, "Pool", NoOpPool):
+    with mock.patch.object(runner_setup, "Pool", NoOpPool):
         sys.exit(main())

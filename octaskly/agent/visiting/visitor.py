@@ -16,10 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from octaskly.agent.components import (
-    build_file_stores,
-    build_runner,
-)
 from octaskly.agent.core_loop import StepLoop
 from octaskly.agent.gateway.mesh_view import lan_url
 from octaskly.agent.node_setup import make_folders, node_info
@@ -28,6 +24,7 @@ from octaskly.agent.process_hooks import (
     build_unraisable_hook,
     disable_core_dumps,
 )
+from octaskly.agent.runner_setup import build_file_stores, build_runner
 from octaskly.agent.visiting.folder import VisitorFolder
 from octaskly.agent.visiting.outputs import LiveOutput, SentOutputs
 from octaskly.config.agent import AgentConfig
