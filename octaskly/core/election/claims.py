@@ -246,8 +246,8 @@ class ClaimHandlers:
         )
         if dispatcher == self._me or (is_own_dispatcher and epoch < election.epoch):
             return []  # The peer sent it before the epoch that this node follows.
-        if peer in self._peer_table.peers:
-            self._peer_table.peers[peer].dispatcher = dispatcher
+        if (view := self._peer_table.peers.get(peer)) is not None:
+            view.dispatcher, view.epoch = dispatcher, epoch
         is_dispatching = election.dispatcher_epoch is not None
         if is_dispatching and epoch <= election.min_epoch:
             return []

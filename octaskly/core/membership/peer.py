@@ -54,8 +54,8 @@ class PeerView:
     connected_s: float  #: when the link came up
     last_frame_s: float  #: when the last frame came
     uptime_s: float  #: uptime of the peer when the link came up
-    epoch: Epoch  #: epoch in its HELLO
-    dispatcher: NodeId | None  #: the dispatcher that it follows
+    epoch: Epoch  #: the latest that it named
+    dispatcher: NodeId | None  #: the dispatcher that it named with that epoch
     vector: dict[StreamId, int]
     retired: RetiredSummary = NONE_RETIRED  #: streams that `vector` leaves out
     included_digest: int = EMPTY_DIGEST  #: as `included` in its latest PULL

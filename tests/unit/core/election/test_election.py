@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from octaskly.core.effects import Dial, Disconnect, Effect, LogLine, Relay, Save, Send
@@ -583,15 +584,20 @@ def test_dispatcher_that_no_dial_reaches_is_probed_at_once() -> None:
     assert world.election.relay is not None
 
 
-def test_each_dispatcher_that_peers_name_is_probed_early() -> None:
-    """The first one may have stepped down while this node dialled it."""
+@pytest.mark.parametrize("second_teller", [A, C])
+def test_each_dispatcher_that_peers_name_is_probed_early(
+    second_teller: NodeId,
+) -> None:
+    """The first one may have stepped down meanwhile, or lost to one in another part."""
     world = Harness()
     world.meet(C, 0.2)
     world.meet(A, 0.2)
     one, two = NodeId("e" * 16), NodeId("f" * 16)
     probed = []
-    for teller, suspect, at_s in ((C, one, 0.3), (C, two, 0.8)):
-        redirect = Redirect(Epoch(3, suspect), suspect, (ELSEWHERE,))
+    named = ((C, Epoch(3, one), 0.3), (second_teller, Epoch(4, two), 0.8))
+    for teller, epoch, at_s in named:
+        suspect = epoch.node
+        redirect = Redirect(epoch, suspect, (ELSEWHERE,))
         world.claims.on_redirect(teller, redirect, node_moment(at_s))
         failed = DialFailed(suspect, (ELSEWHERE,), was_refused=False)
         world.members.address_book.on_dial_failed(failed, node_moment(at_s))
