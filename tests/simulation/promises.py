@@ -52,6 +52,8 @@ class Promises:
         """In the order of time; with each, those of all dispatchers at its start."""
         self.lacking_logs: set[Epoch] = set()
         """Dispatchers that could not read all logs within `LOG_WAIT_S_MAX`."""
+        self.repeated: set[AttemptId] = set()
+        """Attempts that these assigned, as they lacked an outcome that was told."""
         self.losses_of_present: set[tuple[TaskId, AttemptId]] = set()
         """Attempts taken for lost though a node that followed had their ends."""
         self._foreign: dict[Kept, float] = {}

@@ -12,7 +12,13 @@ from itertools import product
 
 from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX, LOGS_GIVEN_UP
 from octaskly.core.effects import Advertise, AnnounceTaskStates, Append, LogLine
-from octaskly.core.log.facts import Decided, Finished, TaskCancelled, TaskFact
+from octaskly.core.log.facts import (
+    Assigned,
+    Decided,
+    Finished,
+    TaskCancelled,
+    TaskFact,
+)
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
 from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import array_of
@@ -34,6 +40,7 @@ def watch_reports(world: World) -> None:
 
     world.watchers.on_effect((Advertise,), partial(_note_dispatchers, world))
     world.watchers.on_effect((Append,), partial(_note_losses, world))
+    world.watchers.on_effect((Append,), partial(_note_repeated, world))
     world.watchers.on_effect((LogLine,), partial(_note_unread_logs, world))
     world.watchers.on_effect((AnnounceTaskStates,), on_announced)
 
@@ -87,6 +94,22 @@ def _note_losses(world: World, machine: Machine, append: Append) -> None:
         is_back = fact.node == machine.id or (view is not None and view.is_worker)
         if is_back and any(_has_end(o, fact.task, fact.attempt) for o in present):
             world.promises.losses_of_present.add((fact.task, fact.attempt))
+
+
+def _note_repeated(world: World, machine: Machine, append: Append) -> None:
+    """Note what a dispatcher without a log runs again, for want of the outcome."""
+    assert machine.node is not None
+    epoch, promises = machine.node.epoch, world.promises
+    if epoch not in promises.lacking_logs:
+        return
+    for entry, fact in task_entries(append.entries):
+        told = promises.outcomes.get(fact.task)
+        is_own = machine.disk.writers.get(entry.stream) == epoch
+        if told is None or not (isinstance(fact, Assigned) and is_own):
+            continue
+        held = machine.disk.shown(fact.task)
+        if held is None or _outcome_of(held)[:2] != told.outcome[:2]:
+            promises.repeated.add(fact.attempt)
 
 
 def _has_end(machine: Machine, task: TaskId, attempt: AttemptId) -> bool:
@@ -255,7 +278,12 @@ def _are_halves(epochs: dict[Epoch, set[Epoch]], first: Epoch, second: Epoch) ->
 
 
 def _lacked_a_log(world: World, task: TaskId, before: Told, now: Told) -> bool:
-    """Return True if a dispatcher ran the task again as it could not read a log."""
+    """Return True if a dispatcher ran the task again as it could not read a log.
+
+    It may have read that log later, and told the first outcome once more.
+    """
+    if now.outcome[1] in world.promises.repeated:
+        return True
     makers = set(_makers(world, task, now.outcome[1]))
     holders = {node for node, _ in before.holders}
     lacking = makers & world.promises.lacking_logs
