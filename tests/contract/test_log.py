@@ -655,6 +655,22 @@ async def test_the_cancel_of_an_array_ends_its_waiting_members(bench: Bench) -> 
     assert lost.state is TaskState.CANCELLED
 
 
+async def test_members_ended_by_the_cancel_of_their_array_are_cancelled(
+    bench: Bench,
+) -> None:
+    """Also in its results, if their last attempt had not decided them."""
+    back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
+    assigned = kit.assigned(1)
+    await bench.add(ARRAY, of_member(assigned, 8), of_member(back, 8))
+    assert await bench.log.read_ended_members(ARRAY.task, 0, 3, 9) == ()
+
+    await bench.add(TaskCancelled(ARRAY.task, "ada"))
+
+    ((position, member),) = await bench.log.read_ended_members(ARRAY.task, 0, 3, 9)
+    assert (position, member.state) == (1, TaskState.CANCELLED)
+    assert [attempt.id for attempt in member.attempts] == [assigned.attempt]
+
+
 @for_the_core
 async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
     """Members with facts only, live or not."""

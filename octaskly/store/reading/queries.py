@@ -13,7 +13,7 @@ from msgspec import json
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import Entry, Finished, PackedEntry
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.arrays import array_of, split_member_id
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
@@ -286,6 +286,9 @@ def read_ended_members(
     built = (each for each in in_ranges if each.state > running)
     found = list(islice(member_ranges.merged_by_key(stored, built), limit))
     records = arrays.raw_records_from(found)
+    (cancelled_by,) = db.execute(
+        "SELECT cancelled_by FROM tasks WHERE id = ?", (array,)
+    ).fetchone()
     ended: list[EndedMember] = []
     left = ENDED_BYTES
     for row, (record, outputs) in zip(found, records, strict=True):
@@ -293,7 +296,8 @@ def read_ended_members(
             break
         whole = with_outputs(db, record, outputs)
         left -= _output_bytes(whole)
-        ended.append((row[0] - members.first, whole))
+        shown = with_array_cancelled(whole, cancelled_by)
+        ended.append((row[0] - members.first, shown))
     return tuple(ended)
 
 
