@@ -106,4 +106,4 @@ def _resolve_member(client: Session, ref: str) -> str | None:
 def pad_task_number(ref: str) -> str:
     """Return `task-012` for `12`, and any other text unchanged."""
     is_number = ref.isascii() and ref.isdigit()
-    return f"task-{ref.lstrip('0'):0>3}" if is_number else ref
+    return f"task-{ref:0>3}" if is_number else ref

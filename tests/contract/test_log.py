@@ -1278,7 +1278,10 @@ async def test_large_tasks_with_requirements_are_loaded_in_smaller_parts(
 
 
 async def test_a_short_id_names_the_tasks_that_it_may_mean(bench: Bench) -> None:
-    """A number first, else the start of the eight digits, whatever the number is."""
+    """A number first, else the start of the eight digits.
+
+    Those of ids that are not counted come first, as lists show them by their digits.
+    """
     python = "task-792312345678-3fa2c0de"
     await bench.add(
         kit.submitted(1, id="task-041-3fa20000~a"),
@@ -1295,16 +1298,17 @@ async def test_a_short_id_names_the_tasks_that_it_may_mean(bench: Bench) -> None
             ),
         ),
         kit.submitted(8, id="task-833300000000-12345678"),
+        kit.submitted(9, id="task-042-beef1234"),
+        kit.submitted(10, id="task-027665100061-cafe0000"),
     )
     find = bench.log.names_with_short_id
 
     assert await find("41") == await find("041") == ("task-041-3fa20000",)
     assert await find("3fa2c0de") == (python,)
-    assert await find("3fa2") == (
-        python,
-        "task-811100000000-3fa2c0df",
-        "task-041-3fa20000",
-    )
+    assert await find("3fa2") == (python, "task-811100000000-3fa2c0df")
+    assert await find("beef") == ("task-822200000000-beef0000",)
+    assert await find("beef1") == ("task-042-beef1234",)
+    assert await find("027665100061") == ("task-027665100061-cafe0000",)
     assert await find("4100") == ("task-4100-00000000",)
     assert await find("41001") == ("task-811100000001-41001111",)
     for unknown in ("3fa", "mine", "", "99", "٤١", "9" * 30):
@@ -1316,9 +1320,13 @@ async def test_a_short_id_names_the_tasks_that_it_may_mean(bench: Bench) -> None
         *("41", "3fa2c0de", "3fa2c0df", "4100"),
         # It has no letter, so it could be the number of a task.
         *("task-811100000001-41001111", "mine", "beef", "task-833300000000-12345678"),
+        *("42", "cafe"),
     ]
     assert await bench.log.names_with_sequence(822200000000) == (
         "task-822200000000-beef0000",
+    )
+    assert await bench.log.names_with_sequence(27665100061) == (
+        "task-027665100061-cafe0000",
     )
 
 

@@ -29,7 +29,8 @@ _LETTER: Final = re.compile(r"[a-f]")
 def names_with_short_id(db: sqlite3.Connection, text: str) -> tuple[str, ...]:
     """Return the names of the tasks that a short id may mean: at most `FOUND_MAX`.
 
-    A number takes precedence over equal digits.
+    A number takes precedence over equal digits, and the digits of ids with a derived
+    number over those of counted ids, which `shortest_ids` shows by their number.
     """
     if text.isascii() and text.isdecimal():
         number = text.lstrip("0") or "0"
@@ -42,35 +43,35 @@ def names_with_short_id(db: sqlite3.Connection, text: str) -> tuple[str, ...]:
         "SELECT id FROM tasks INDEXED BY tasks_sequence WHERE sequence IS NOT NULL"
         " AND sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
         (_START + first, _START + last, FOUND_MAX),
-    )
+    ).fetchall()
+    if derived:
+        return _names(db, derived)
     counted = db.execute(
         "SELECT id FROM (SELECT id FROM tasks INDEXED BY tasks_sequence"
         " WHERE sequence IS NOT NULL AND sequence < ? ORDER BY sequence DESC LIMIT ?)"
         " WHERE id GLOB 'task-*-' || ? || '*' LIMIT ?",
         (_START, COUNTED_MAX, text, FOUND_MAX),
     )
-    return _names(db, (*derived, *counted))[:FOUND_MAX]
+    return _names(db, counted)
 
 
 def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
     """Return at most two names of tasks with this number, counted or derived."""
     if not 0 <= sequence < _START:
         return ()
-    if len(str(sequence)) < rows.DERIVED_DIGITS:
-        found = db.execute(
-            "SELECT id FROM tasks INDEXED BY tasks_sequence"
-            " WHERE sequence IS NOT NULL AND sequence = ? ORDER BY key LIMIT 2",
-            (sequence,),
-        ).fetchall()
-    else:
-        found = _ids_with_derived_number(db, sequence)
-    return _names(db, found)
+    found = db.execute(
+        "SELECT id FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence = ? ORDER BY key LIMIT 2",
+        (sequence,),
+    ).fetchall()
+    return _names(db, (*found, *_ids_with_derived_number(db, sequence)))[:2]
 
 
 def _ids_with_derived_number(db: sqlite3.Connection, number: int) -> list[rows.Row]:
     """Return at most two ids with this number, without the members of an array."""
     found: list[rows.Row] = []
-    low, end = f"task-{number}-", f"task-{number}."
+    start = f"task-{number:0{rows.DERIVED_DIGITS}}"  # A derived number has zeros.
+    low, end = f"{start}-", f"{start}."
     while len(found) < 2:  # noqa: PLR2004
         first = db.execute(
             "SELECT id FROM tasks WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
@@ -78,7 +79,7 @@ def _ids_with_derived_number(db: sqlite3.Connection, number: int) -> list[rows.R
         ).fetchone()
         if first is None:
             break
-        name = first[0][: len(f"task-{number}-") + _ID_DIGITS]
+        name = first[0][: len(start) + 1 + _ID_DIGITS]
         found += db.execute(
             "SELECT id FROM (SELECT id, key FROM tasks WHERE id = ?1 UNION ALL"
             " SELECT id, key FROM tasks WHERE id > ?1 || '~' AND id < ?1 || char(127))"
