@@ -153,8 +153,13 @@ class HomeFolder:
             try:
                 name = partial or f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
                 mode = 0o777 if entry.is_executable else 0o666
+                replaced = _file_mode(parent.names[-1], parent.fd)
+                if replaced is not None:  # It may be private.
+                    mode = stat.S_IRUSR | stat.S_IWUSR
                 flags = _REOPEN if partial else _CREATE
                 fd = _open_locked(name, flags, mode, parent.fd)
+                if replaced is not None:
+                    _take_over_mode(fd, replaced, is_executable=entry.is_executable)
             except BaseException:
                 os.close(parent.fd)
                 raise
@@ -381,6 +386,22 @@ def file_digest(name: str, dir_fd: int | None = None) -> bytes:
     """
     with os.fdopen(os.open(name, _READ, dir_fd=dir_fd), "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _file_mode(name: str, dir_fd: int) -> int | None:
+    """Return the mode of a regular file; None if there is none."""
+    try:
+        mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) else None
+
+
+def _take_over_mode(fd: int, mode: int, *, is_executable: bool) -> None:
+    """Let those read and write a file who could, and run it if they can read it."""
+    runners = (mode & 0o444) >> 2 if is_executable else 0
+    with suppress(PermissionError):  # Some file systems have one mode for all files.
+        os.fchmod(fd, mode & 0o666 | runners)
 
 
 def _open_locked(name: str, flags: int, mode: int, dir_fd: int) -> int:

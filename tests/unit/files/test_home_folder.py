@@ -127,6 +127,31 @@ def test_outputs_are_placed_with_times_bits_and_links(tmp_path: Path) -> None:
     assert fetched == Fetched(files=4, bytes=2003)
 
 
+@pytest.mark.parametrize(
+    ("mode", "is_executable", "expected"),
+    [
+        (0o600, False, 0o600),
+        (0o640, True, 0o750),
+        (0o444, False, 0o444),
+        (0o4775, False, 0o664),
+    ],
+)
+def test_a_file_that_replaces_another_is_as_private(
+    tmp_path: Path, mode: int, expected: int, *, is_executable: bool
+) -> None:
+    """A secret that was sent comes back within its folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    name = "app" if is_executable else "log"
+    (home / name).write_text("previous")
+    (home / name).chmod(mode)
+
+    unpack(home, archive(tmp_path, {name: "new"}), name)
+
+    assert (home / name).read_text() == "new"
+    assert (home / name).stat().st_mode & 0o7777 == expected
+
+
 def test_a_local_file_that_changed_since_it_was_sent_is_kept(tmp_path: Path) -> None:
     """An unchanged one is replaced, as is one that was never sent."""
     home = tmp_path / "home"
