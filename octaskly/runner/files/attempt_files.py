@@ -18,6 +18,7 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.manifest import Manifest, ManifestError, merge_trees
+from octaskly.files.output_patterns import prefixes
 from octaskly.ports.files import FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource, is_lent
 from octaskly.runner.blobs.fetch import FilesAwaited
@@ -220,7 +221,8 @@ class ScratchFolders:
 
         Raises:
             OutputNotFound: a file is not here any more.
-            ManifestError: two trees have different files with one path.
+            ManifestError: two trees have different files with one path, or one has a
+                file where a link leads to this node's own files.
             OSError: a file could not be created.
         """
         options = spec.options
@@ -230,6 +232,7 @@ class ScratchFolders:
         manifest = merge_trees(
             [(name, read_manifest(source.blob)) for name, source in trees]
         )
+        _require_apart(manifest, [normpath(path) for path in spec.inputs])
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_tree(folder, manifest)
@@ -332,3 +335,18 @@ class ScratchFolders:
             return {place.name for place in self._folder.iterdir()}
         except OSError:
             return set()
+
+
+def _require_apart(manifest: Manifest, needed: Iterable[str]) -> None:
+    """Raise `ManifestError` if a tree has something at, above or below these paths.
+
+    A link to this node's own files is there: nothing may be written through it.
+    """
+    links, sent = set(needed), set(manifest.paths())
+    for path in links | sent if links else ():
+        others = sent if path in links else links
+        if any(place in others for place in prefixes(path)):
+            raise ManifestError(
+                f"{path!r} is sent to the task's folder, and is also needed from the"
+                " folder of the node"
+            )

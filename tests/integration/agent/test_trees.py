@@ -698,6 +698,38 @@ def test_only_the_worker_compares_what_may_be_the_same(agents: list[Agent]) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("sent", "needed", "named"),
+    [
+        ("near/f", "near/f", "near/f"),
+        ("near/new", "near", "near/new"),
+        ("near", "near/f", "near/f"),
+    ],
+)
+def test_a_sent_file_is_not_written_to_the_own_files_of_a_node(
+    agents: list[Agent], sent: str, needed: str, named: str
+) -> None:
+    """A needed folder is a link to them."""
+    on_birch = {"requires": {"node": "birch"}}
+    finished(
+        agents[0],
+        submit(agents[0], "mkdir -p near; echo old > near/f", **on_birch),
+    )
+    tree = send(agents[0], {sent: b"new\n"})
+
+    end = finished(
+        agents[0], run_with(agents[0], tree, "true", inputs=[needed], **on_birch)
+    )
+
+    assert (end["status"], end["reason"]) == ("failed", "inputs")
+    assert end["detail"] == (
+        f"{named!r} is sent to the task's folder, and is also needed from the folder of"
+        " the node"
+    )
+    left = finished(agents[0], submit(agents[0], "cat near/*", **on_birch))
+    assert left["stdout"] == "old\n"
+
+
 def test_outputs_that_are_not_there_end_the_task_with_a_reason(
     agents: list[Agent],
 ) -> None:
