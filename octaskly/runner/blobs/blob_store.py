@@ -464,6 +464,11 @@ class BlobStore:
         """Raise FileExceedsQuota if the store may never hold so many bytes."""
         self._room.check_quota(size_bytes)
 
+    def check_room(self, size_bytes: int) -> None:
+        """Raise FileQuotaExceeded if a file of this size cannot be stored now."""
+        with self._lock:
+            self._room.check_room(size_bytes)
+
     def list_blobs(self) -> dict[str, tuple[int, float]]:
         """Return size and expiry of all files, by SHA-256."""
         with self._lock:

@@ -12,7 +12,11 @@ from typing import Final, NamedTuple, Protocol
 from octaskly.core.model.task_options import BlobRef
 from octaskly.errors import OutputNotFound
 from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX
-from octaskly.ports.files import COPY_RETENTION_S, ContentMismatch
+from octaskly.ports.files import (
+    COPY_RETENTION_S,
+    ContentMismatch,
+    FileQuotaExceeded,
+)
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
     Holder,
@@ -198,13 +202,24 @@ class Fetch:
                 if self._wanted.is_lent_here or is_known
                 else UNKNOWN_NODE_WAIT_S
             )
-        is_away = wait_s != ASK_AGAIN_S
+        largest_bytes = max(sizes[name] or 0 for name in missing)
+        why = self._why_not_sent(largest_bytes, is_away=wait_s != ASK_AGAIN_S)
         raise FilesAwaited(
-            f"{len(missing)} of them not yet sent by the client"
-            f"{', which is not connected now' if is_away else ''}",
+            f"{len(missing)} of them not yet sent by the client{why}",
             retry_s=wait_s,
             wait_s_max=wait_s_max,
         )
+
+    def _why_not_sent(self, size_bytes: int, *, is_away: bool) -> str:
+        """Return what to add about a client that has not sent a file of this size."""
+        if is_away:
+            return ", which is not connected now"
+        if self._wanted.is_lent_here:
+            try:
+                self._store.check_room(size_bytes)
+            except FileQuotaExceeded as error:
+                return f": {error.message}"
+        return ""
 
     def _named_holder(self) -> Holder | None:
         holders = self._find_holders()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -445,6 +446,15 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stderr.readline()
 
 
+def explained(agent: Agent) -> str:
+    """Return what is said of the newest task."""
+    newest = agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"][0]["id"]
+    return json.dumps(agent.call("GET", f"/api/v1/tasks/{newest}/explain")[1])
+
+
+NO_ROOM = "not enough space for 3000000 more bytes of files on this node"
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_a_client_waits_for_room_and_says_so(
     full_agent: Agent, project: Path, command: str
@@ -454,12 +464,14 @@ def test_a_client_waits_for_room_and_says_so(
     before = len(full_agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"])
     with run_octaskly(full_agent, command, "--in", "data", "--", "true") as process:
         said = next_line(process)
+        if command == "run":  # The task of `submit` follows its files.
+            until(lambda: NO_ROOM in explained(full_agent), "explain says so, too")
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[1]
 
     assert said == (
-        "waiting for free space on the node: not enough space for 3000000 more bytes"
-        " of files on this node; a file may be deleted an hour after its last use;"
+        f"waiting for free space on the node: {NO_ROOM};"
+        " a file may be deleted an hour after its last use;"
         " raise the agent's --files-quota, or free disk space\n"
     )
     assert process.returncode == 130, rest
