@@ -143,6 +143,12 @@ class SentFiles:
                 " those that they still have"
             )
             return
+        if changed := found.changed_paths():
+            verb = "has" if len(changed) == 1 else "have"
+            note(
+                f"· {_shown(changed)} {verb} changed since then; the retry uses the"
+                " earlier content (a new run uses the present one)"
+            )
         client, callbacks = self._client, self._callbacks()
         self._earlier = earlier.id
         flow = share_again(
@@ -330,11 +336,14 @@ def _is_named_input(word: str, made: DeclaredOutputs) -> bool:
 
 
 def _warn_of_secrets(paths: Sequence[str]) -> None:
-    if not paths:
-        return
-    shown = ", ".join(paths[:NAMES_SHOWN])
+    if paths:
+        note(f"warning: files that look like secrets are sent: {_shown(paths)}")
+
+
+def _shown(paths: Sequence[str]) -> str:
+    """Return the first few of some paths, and how many more there are."""
     more = f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else ""
-    note(f"warning: files that look like secrets are sent: {shown}{more}")
+    return ", ".join(paths[:NAMES_SHOWN]) + more
 
 
 def _summary(tree: LocalTree, files_sent: int, bytes_sent: int) -> str:

@@ -107,6 +107,14 @@ class LocalTree(NamedTuple):
         sizes = {name: file.state.size_bytes for name, file in self.sources.items()}
         return sizes | {self.sha256: len(self.manifest_bytes)}
 
+    def changed_paths(self) -> list[str]:
+        """Return the files that have another content now, or cannot be read. Blocks."""
+        return sorted(
+            file.path
+            for sha256, file in self.sources.items()
+            if _has_changed(file, bytes.fromhex(sha256))
+        )
+
     def read_content(
         self, sha256: str, start: int = 0, *, retried_paths: Container[str] = ()
     ) -> Iterator[bytes]:
@@ -517,6 +525,23 @@ def _hash_file(
             index.add(state, sha256, hashed_at_ns=hashed_at_ns)
             return sha256, status
     raise FileChanged(path)
+
+
+def _has_changed(file: LocalFile, sha256: bytes) -> bool:
+    """Return True if a file has not this content any more, or cannot be read."""
+    try:
+        with _open_file(file.path) as (descriptor, status):
+            if FileState.from_status(status) == file.state:
+                return False
+            if status.st_size != file.state.size_bytes:
+                return True
+            return _hash_content(descriptor, status.st_size, _ignore) != sha256
+    except ManifestError:
+        return True
+
+
+def _ignore(_files: int, _size_bytes: int) -> None:
+    """Report no progress."""
 
 
 def _hash_content(

@@ -317,6 +317,10 @@ def test_a_file_that_was_edited_before_a_retry_is_kept(
     done = octaskly(agent, home, "map", "--retry-failed", "last")
 
     assert (failed.returncode, done.returncode) == (1, 125), (failed, done)
+    assert (
+        f"· {home}/edited has changed since then; the retry uses the earlier content"
+        " (a new run uses the present one)\n"
+    ) in done.stderr
     found = texts_in(home)
     [beside] = found.keys() - {"edited"}
     assert found == {"edited": "mine\n", beside: "before\nnew\n"}
