@@ -46,7 +46,7 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tree_sizes import blob_key
 from octaskly.core.node.node import Node
-from octaskly.errors import OutputNotFound, StoreError
+from octaskly.errors import StoreError
 from octaskly.files.manifest import ManifestError
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
@@ -54,7 +54,11 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports.files import RETENTION_S
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.files.capture import OutputReader, outputs_folder
+from octaskly.runner.files.capture import (
+    OutputReader,
+    outputs_folder,
+    outputs_gone,
+)
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.files.visitor_files import VisitorFiles
 from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
@@ -373,7 +377,7 @@ class Components:
         try:
             return captured.contents.add_folder(folder)
         except (OSError, ManifestError):
-            raise OutputNotFound(f"{task} has no outputs on this node") from None
+            raise outputs_gone(task) from None
 
     def _on_wrong_output(self, path: Path) -> None:
         task = path.parent.parent.name

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, TaskId, task_name
 from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
@@ -79,6 +79,15 @@ def too_large_text(bytes_max: int) -> str:
     megabytes = bytes_max // 1_000_000
     bound = f"{megabytes} MB" if megabytes else f"{bytes_max} bytes"
     return f"its worker has space for {bound} of outputs of one task"
+
+
+def outputs_gone(task: TaskId) -> OutputNotFound:
+    """Return the error of a node that should have outputs of a task, and has none."""
+    return OutputNotFound(
+        f"the outputs of {task_name(task)} are not on the node that had them",
+        hint="a node deletes outputs after --retention, or to make room for others"
+        " (--output-quota)",
+    )
 
 
 def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
@@ -471,7 +480,7 @@ class OutputReader:
                 tree = self._make_tree(folder)
                 self._trees[folder] = tree
         except (OSError, ManifestError):
-            raise OutputNotFound(f"{task} has no outputs on this node") from None
+            raise outputs_gone(task) from None
         return tree
 
     def _make_tree(self, folder: Path) -> CapturedTree:
