@@ -221,11 +221,9 @@ class Engine:
                 made.append(work)
         if not made:
             return
-        try:
-            self._mesh.submit_with_patience(drafts)
-        except OctasklyError as error:
-            for work in made:
-                self._end_future(work, error)
+        for work, end in zip(made, self._mesh.submit_each(drafts), strict=True):
+            if isinstance(end, OctasklyError):
+                self._end_future(work, end)
 
     def _requeue(self, item: WorkItem) -> bool:
         """Queue an item until a task ends; return False if no other is submitted."""

@@ -91,7 +91,8 @@ class Executor(FuturesExecutor):
 
     Raises:
         ConfigError: the endpoint cannot be used.
-        Invalid: a task field is invalid.
+        Invalid: a field is unknown, or an input is no path. Other invalid values are
+            found by the node, and are the exception of each future.
     """
 
     def __init__(
@@ -151,10 +152,13 @@ class Executor(FuturesExecutor):
     ) -> Future[Task]:
         """Run a command on a node; return the future of the ended task.
 
-        A failed command raises no exception: check `exit_code`.
+        A failed command raises no exception: check `exit_code`. If the node refuses
+        the task, the refusal is the exception of the future.
 
         Raises:
-            Invalid: a task field is invalid.
+            Invalid: a field is unknown, or an input or output is no path.
+            RuntimeError: the executor or the interpreter is shutting down.
+            MeshLost: no node answers any more.
         """
         self._engine.check_open()
         name = fields.get("id") or self._new_task_id()

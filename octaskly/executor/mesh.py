@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from octaskly.client.client import Client
 from octaskly.client.endpoint import Endpoint
-from octaskly.client.errors import Closed, TooMany
+from octaskly.client.errors import Closed, Conflict, Invalid, NotFound, TooMany
+from octaskly.client.flows import tasks
 from octaskly.client.flows.files import SendCallbacks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import Flow
-from octaskly.rest.client_types import Draft
+from octaskly.errors import OctasklyError
+from octaskly.rest.client_types import Draft, Task
 
 if TYPE_CHECKING:
     from octaskly.client.lending import Lender
@@ -53,15 +55,38 @@ class MeshClient(Client):
         lender.open()
         return lender
 
-    def submit_with_patience(self, drafts: Sequence[Draft]) -> None:
+    def submit_each(self, drafts: Sequence[Draft]) -> Iterator[Task | OctasklyError]:
+        """Submit tasks as soon as the mesh has room; yield each, or why it failed.
+
+        The mesh accepts all tasks of a request or none. A refused request is therefore
+        halved until only the invalid tasks are left.
+        """
+        ends: Sequence[Task | OctasklyError]
+        try:
+            ends = self._submit_with_patience(drafts)
+        except (Invalid, NotFound, Conflict) as error:
+            if len(drafts) > 1:
+                middle = len(drafts) // 2
+                yield from self.submit_each(drafts[:middle])
+                yield from self.submit_each(drafts[middle:])
+                return
+            ends = [error]
+        except OctasklyError as error:
+            ends = [error] * len(drafts)
+        yield from ends
+
+    def _submit_with_patience(self, drafts: Sequence[Draft]) -> Sequence[Task]:
         """Submit tasks, all or none, as soon as the mesh has room for them."""
         key = self._requests.new_key()
         while True:
             try:
-                self.submit_many(drafts, idempotency_key=key)
+                if len(drafts) > 1:
+                    return self.submit_many(drafts, idempotency_key=key)
+                # Not as a batch of one, whose errors would name a field of `$[0]`.
+                flow = tasks.submit_draft(self._requests, drafts[0], key=key)
+                return [self._run(flow)]
             except TooMany:
                 continue  # The queue is full: retry without a time limit.
-            return
 
     def perform(self, flow: Callable[[RequestFlow], Flow[_T]]) -> _T:
         """Run a flow of requests to the node, and return its result."""

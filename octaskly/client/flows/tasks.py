@@ -111,10 +111,23 @@ def submit(
     """Submit one task."""
     draft = make_draft(command, fields, array)
     attached = yield from attach_files(requests, draft)
-    body = encode_json(attached.draft)
-    call = _submission_call(requests, body, key, durability)
-    task = yield from requests.send_and_decode(call, Task, until)
+    task = yield from submit_draft(
+        requests, attached.draft, key=key, durability=durability, until=until
+    )
     return with_sent(task, attached.sent)
+
+
+def submit_draft(
+    requests: RequestFlow,
+    draft: Draft,
+    *,
+    key: str | None,
+    durability: Durability | None = None,
+    until: Deadline | None = None,
+) -> Flow[Task]:
+    """Submit one task whose files were sent."""
+    call = _submission_call(requests, encode_json(draft), key, durability)
+    return (yield from requests.send_and_decode(call, Task, until))
 
 
 def submit_cancellable(
