@@ -10,10 +10,11 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 from octaskly.client.flows.sse import Event
@@ -44,10 +45,13 @@ class WorkItem:
 
     __slots__ = (
         "future",
+        "has_ended",
         "id",
+        "is_accepted",
         "is_started",
         "is_submitted",
         "make_draft",
+        "needs_check",
         "on_end",
         "result_of",
         "size_bytes",
@@ -69,7 +73,10 @@ class WorkItem:
         self.result_of = result_of
         self.on_end = on_end
         self.is_submitted = False
+        self.is_accepted = False  #: until then, a task of this id may be another one
+        self.needs_check = False  #: the task may have ended before it was accepted
         self.is_started = False  #: the future is running or cancelled
+        self.has_ended = False
 
     def start(self) -> bool:
         """Mark the future as running; return False if it was cancelled."""
@@ -91,7 +98,8 @@ class Engine:
         self._mesh = mesh
         self._tasks_max = tasks_max
         self._changed = threading.Condition()  #: guards the fields below
-        self._items: dict[str, WorkItem] = {}  #: items whose future has not ended
+        #: By id of the task, which several may have: items whose future has not ended.
+        self._items: dict[str, list[WorkItem]] = {}
         self._queue: deque[WorkItem] = deque()
         self._submitted_count = 0
         self._deferred_calls: list[DeferredCall] = []
@@ -99,7 +107,8 @@ class Engine:
         self._is_full = False  #: a node had no room; reset when a task ends
         self._is_closed = False
         self._error: OctasklyError | None = None
-        self._ended_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        #: Items whose task has ended, or may have.
+        self._to_check: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
         self._fetchers_left = FETCHERS
         self._threads: list[threading.Thread] = []
 
@@ -112,7 +121,7 @@ class Engine:
         """
         with self._changed:
             self._raise_if_closed()
-            self._items[item.id] = item
+            self._items.setdefault(item.id, []).append(item)
             self._queue.append(item)
             if not self._threads:
                 self._start()
@@ -128,7 +137,7 @@ class Engine:
         """Refuse further items; optionally cancel items that have not started."""
         with self._changed:
             self._is_closed = True
-            works = list(self._items.values()) if cancels_pending else []
+            works = list(self._all_items()) if cancels_pending else []
             self._changed.notify_all()
         for work in works:
             work.future.cancel()
@@ -138,6 +147,9 @@ class Engine:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+
+    def _all_items(self) -> Iterator[WorkItem]:
+        return chain.from_iterable(self._items.values())
 
     def _raise_if_closed(self) -> None:
         if self._error is not None:
@@ -170,7 +182,7 @@ class Engine:
             del turn, batch, calls
         self._mesh.stop_events()
         for _ in range(FETCHERS):
-            self._ended_ids.put(None)
+            self._to_check.put(None)
 
     def _wait_for_batch(self) -> tuple[list[WorkItem], list[DeferredCall]] | None:
         """Wait for tasks or deferred calls; return None when all work is done."""
@@ -194,7 +206,7 @@ class Engine:
             and len(batch) < BATCH_MAX
         ):
             work = self._queue[0]
-            if work.id in self._items:  # Otherwise it was cancelled.
+            if not work.has_ended:  # Otherwise it was cancelled.
                 size_bytes += work.size_bytes
                 if batch and size_bytes > BATCH_BYTES_MAX:
                     break
@@ -224,11 +236,22 @@ class Engine:
         for work, end in zip(made, self._mesh.submit_each(drafts), strict=True):
             if isinstance(end, OctasklyError):
                 self._end_future(work, end)
+            else:
+                self._accept(work, end)
+
+    def _accept(self, item: WorkItem, task: Task) -> None:
+        """Note that an item has this task, which an earlier request may have made."""
+        with self._changed:
+            item.is_accepted = True
+            if item.needs_check or task.is_final:
+                self._to_check.put(item)
+            elif task.status == "running":
+                item.start()
 
     def _requeue(self, item: WorkItem) -> bool:
         """Queue an item until a task ends; return False if no other is submitted."""
         with self._changed:
-            if item.id not in self._items:
+            if item.has_ended:
                 return True
             item.is_submitted = False
             self._submitted_count -= 1
@@ -252,40 +275,47 @@ class Engine:
                 self._is_listening = True
                 self._changed.notify_all()
             if event.kind == "reset":
-                for sent in self._items.values():
-                    if sent.is_submitted:
-                        self._ended_ids.put(sent.id)
-            work = self._items.get(event.data.get("id", ""))
-            if event.kind != "task" or work is None:
+                self._check(self._all_items())
+            if event.kind != "task":
                 return
+            works = self._items.get(event.data["id"], [])
             if event.data["status"] in FINAL:
-                self._ended_ids.put(work.id)
+                self._check(works)
             elif event.data["status"] == "running":
-                work.start()
+                for work in works:
+                    if work.is_submitted:
+                        work.start()
+
+    def _check(self, items: Iterable[WorkItem]) -> None:
+        """Fetch the tasks of submitted items, once they are accepted."""
+        for item in items:
+            if item.is_accepted:
+                self._to_check.put(item)
+            else:
+                item.needs_check = item.is_submitted
 
     def _fetch_loop(self) -> None:
-        while (task := self._ended_ids.get()) is not None:
-            self._check_task(task)
+        while (work := self._to_check.get()) is not None:
+            self._check_task(work)
+            del work
         with self._changed:
             self._fetchers_left -= 1
             if not self._fetchers_left:
                 self._mesh.close()
 
-    def _check_task(self, name: str) -> None:
-        with self._changed:
-            work = self._items.get(name)
-        if work is None:
+    def _check_task(self, item: WorkItem) -> None:
+        if item.has_ended:
             return
         try:
-            task = self._mesh.task(name)
+            task = self._mesh.task(item.id)
         except OctasklyError as error:
-            self._end_future(work, error)
+            self._end_future(item, error)
             return
         if task.is_final:
-            self._end_future(work, task)
+            self._end_future(item, task)
         elif task.status == "running":
             with self._changed:
-                work.start()
+                item.start()
 
     def _end_future(self, item: WorkItem, end: Task | OctasklyError) -> None:
         """Set the result or the exception of a future, once."""
@@ -304,8 +334,12 @@ class Engine:
     def _remove_item(self, item: WorkItem) -> bool:
         """Remove an item; return True if the caller must end its future."""
         with self._changed:
-            if self._items.pop(item.id, None) is None:
+            if item.has_ended:
                 return False
+            item.has_ended = True
+            self._items[item.id].remove(item)
+            if not self._items[item.id]:
+                del self._items[item.id]
             self._submitted_count -= item.is_submitted
             self._is_full = False
             if item.on_end is not None and item.make_draft is None:
@@ -326,7 +360,7 @@ class Engine:
     def _fail_all(self, error: OctasklyError) -> None:
         with self._changed:
             self._error = error
-            works = list(self._items.values())
+            works = list(self._all_items())
             self._changed.notify_all()
         for work in works:
             broken = MeshLost(error.message, hint=error.hint)

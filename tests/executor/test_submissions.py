@@ -42,3 +42,32 @@ def test_an_invalid_command_fails_alone(
     assert "$[" not in str(error)
     results = [future.result(RESULT_S_MAX).stdout for future in before + after]
     assert results == [f"{n}\n" for n in range(6)]
+
+
+def test_an_id_that_was_used_before_gives_the_ended_task(
+    executor: octaskly.Executor, agents: list[Agent]
+) -> None:
+    """As `Client.run` returns it; another command with this id is refused."""
+    with octaskly.Client(state_dir=agents[0].state) as client:
+        client.run("echo once", id="used-before")
+    again = executor.submit_command("echo once", id="used-before")
+    other = executor.submit_command("echo twice", id="used-before")
+    beside = executor.submit_command("echo beside")
+
+    assert again.result(RESULT_S_MAX).stdout == "once\n"
+    assert isinstance(other.exception(RESULT_S_MAX), octaskly.Conflict)
+    assert beside.result(RESULT_S_MAX).stdout == "beside\n"
+
+
+@pytest.mark.parametrize("max_workers", [1, None])
+def test_futures_may_share_an_id(agents: list[Agent], max_workers: int | None) -> None:
+    """Equal commands share one task; a different one is refused."""
+    with octaskly.Executor(max_workers, state_dir=agents[1].state) as executor:
+        name = f"shared-{max_workers}"
+        commands = ["sleep 0.5; echo one"] * 3 + ["echo two"]
+        futures = [executor.submit_command(text, id=name) for text in commands]
+        *same, other = [future.exception(RESULT_S_MAX) for future in futures]
+
+    assert same == [None] * 3
+    assert {future.result().stdout for future in futures[:3]} == {"one\n"}
+    assert isinstance(other, octaskly.Conflict)
