@@ -306,8 +306,7 @@ def _has_option(name: str, option: str) -> bool:
 
 
 def _takes_command(command: click.Command) -> bool:
-    last = command.params[-1]
-    return isinstance(last, click.Argument) and last.name == "words"
+    return any(param.name == "words" for param in command.params)
 
 
 def _words_before_command(ctx: click.Context) -> list[str]:

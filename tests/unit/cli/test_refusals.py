@@ -7,7 +7,9 @@ import os
 
 import pytest
 
-from octaskly.cli.root import print_os_error
+from octaskly.cli.command_names import COMMANDS
+from octaskly.cli.root import print_os_error, run
+from tests.docs.commands_page import commands
 
 
 def refused(number: int, *names: str) -> OSError:
@@ -41,3 +43,20 @@ def test_the_message_names_the_operation_that_failed(
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: {said}"
     assert second.startswith(f"  hint: {hint}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    # The words of `burst` are the command of another program, with its options.
+    sorted({*COMMANDS, *(words for words, _ in commands())} - {"burst"}),
+)
+def test_an_unknown_option_is_refused(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a group, and by a command without parameters."""
+    code = run([*words.split(), "--bogus"])
+
+    first, *others = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert first.startswith("error: no such option '--bogus'")
+    assert any(line.startswith("  hint: octaskly ") for line in others)
