@@ -136,6 +136,7 @@ class _Found(NamedTuple):
 
     path: str
     entry: FolderEntry
+    folder: _Found | None = None  #: the folder that contains it, if it is covered, too
 
 
 class _Capture:
@@ -154,7 +155,7 @@ class _Capture:
         self._make_room = make_room
         self._bytes_max = self._left_bytes = make_room(0)
         self._entries: dict[str, TreeFile | TreeLink | None] = {}  #: None: a folder
-        self._folders_above: set[str] = set()  #: of all entries
+        self._counts_below = Counter[str]()  #: number of entries below each folder
         self._uses = Counter[bytes]()  #: number of files by digest
         self._manifest_bytes = 0
         self._examined_count = 0
@@ -163,21 +164,16 @@ class _Capture:
 
     def capture_output(self, declared: str) -> OutputFile:
         """Copy one declared output, unless it is missing or cannot be kept."""
-        added: list[str] = []
+        count_before = len(self._entries)
         try:
             found, is_file = self._find(declared)
-            if found is None:
-                return OutputFile(declared, None)
             self._check_room(found)
-            for each in found:
-                if each.path not in self._entries and self._add(declared, each):
-                    added.append(each.path)  # noqa: PERF401 - complete on an error, too
+            kept = [path for each in found if (path := self._keep(declared, each))]
         except OSError as error:
             self._note(declared, error)
-            for path in added:
-                self._drop(path)
+            self._drop_after(count_before)
             return OutputFile(declared, None)
-        return self._described(declared, found, is_file=is_file)
+        return self._described(declared, kept, is_file=is_file)
 
     def write_manifest(self) -> None:
         """Write the manifest beside the copies, if there are any.
@@ -191,15 +187,14 @@ class _Capture:
         manifest = make_manifest(
             (entry for entry in entries.values() if isinstance(entry, TreeFile)),
             (entry for entry in entries.values() if isinstance(entry, TreeLink)),
-            (path for path, entry in entries.items() if entry is None),
+            (p for p, e in entries.items() if e is None and not self._counts_below[p]),
         )
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             write_manifest(self._folder, manifest)
         except OSError:
             (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
-            for path in list(entries):
-                self._drop(path)
+            self._drop_after(0)
             raise
 
     def problems_text(self) -> str:
@@ -210,8 +205,8 @@ class _Capture:
 
     # -- finding -------------------------------------------------------------------
 
-    def _find(self, declared: str) -> tuple[list[_Found] | None, bool]:
-        """Return what a declared output covers, None if nothing; and if it is a file.
+    def _find(self, declared: str) -> tuple[list[_Found], bool]:
+        """Return what a declared output covers, and True if it is a file.
 
         Raises:
             OSError: it exists, but cannot be kept.
@@ -223,11 +218,10 @@ class _Capture:
             return [_Found(declared, entry)], True
         if entry is not None:
             _check_folder(entry.mode)
-            return _bounded(self._walk(declared, entry)), False
+            return _bounded(self._walk(_Found(declared, entry))), False
         if not has_wildcards(declared):
-            return None, False
-        glob = Glob(declared)
-        return _bounded(self._match(glob)) or None, False
+            return [], False
+        return _bounded(self._match(Glob(declared))), False
 
     def _find_exact(self, path: str) -> FolderEntry | None:
         try:
@@ -239,16 +233,17 @@ class _Capture:
                 return None
             raise
 
-    def _walk(self, path: str, entry: FolderEntry) -> Iterator[_Found]:
+    def _walk(self, top: _Found) -> Iterator[_Found]:
         """Yield what a path covers: itself, or what the folder contains."""
-        if not stat.S_ISDIR(entry.mode):
-            yield _Found(path, entry)
+        if not stat.S_ISDIR(top.entry.mode):
+            yield top
             return
-        ahead = [_Found(path, entry)]
+        ahead = [top]
         while ahead:
             folder = ahead.pop()
             is_empty = True
-            for found in self._list(folder.path, is_required=folder.path == path):
+            for listed in self._list(folder.path, is_required=folder is top):
+                found = listed._replace(folder=folder)
                 is_empty = False
                 if stat.S_ISDIR(found.entry.mode):
                     ahead.append(found)
@@ -265,7 +260,7 @@ class _Capture:
             for found in self._list(folder, is_required=not folder):
                 reached = glob.advance(progress, found.entry.name)
                 if glob.is_match(reached):
-                    yield from self._walk(*found)
+                    yield from self._walk(found)
                 elif reached and stat.S_ISDIR(found.entry.mode):
                     ahead.append((found.path, reached))
 
@@ -311,6 +306,22 @@ class _Capture:
     def _too_large(self) -> OSError:
         return OSError(errno.EFBIG, too_large_text(self._bytes_max))
 
+    def _keep(self, declared: str, found: _Found) -> str:
+        """Add an entry, else its folder: that exists even if nothing in it is kept.
+
+        Returns:
+            The path of what is kept; empty if neither can be kept.
+
+        Raises:
+            OSError: the whole output cannot be kept.
+        """
+        each: _Found | None = found
+        while each is not None:
+            if each.path in self._entries or self._add(declared, each):
+                return each.path
+            each = each.folder
+        return ""
+
     def _add(self, declared: str, found: _Found) -> bool:
         """Add one entry; return False if it cannot be kept, but others can.
 
@@ -319,7 +330,7 @@ class _Capture:
         """
         try:
             check_path(found.path)
-            self._check_place(found.path)
+            self._check_place(found)
             mode = found.entry.mode
             if stat.S_ISREG(mode):
                 entry: TreeFile | TreeLink | None = self._copy_file(found.path)
@@ -343,19 +354,20 @@ class _Capture:
         self._entries[found.path] = entry
         if isinstance(entry, TreeFile):
             self._uses[entry.sha256] += 1
-        self._folders_above.update(list(prefixes(found.path))[:-1])
+        self._counts_below.update(_folders_above(found.path))
         target = entry.target if isinstance(entry, TreeLink) else ""
         names = len(found.path.encode()) + len(target.encode())
         self._manifest_bytes += names + ENTRY_BYTES
         if self._manifest_bytes > MANIFEST_BYTES_MAX:
-            self._drop(found.path)
             raise OSError(errno.E2BIG, TOO_MANY)
         return True
 
-    def _check_place(self, path: str) -> None:
-        """Raise OSError if another entry has this path as a folder, or contains it."""
-        above = list(prefixes(path))[:-1]
-        if path in self._folders_above or any(p in self._entries for p in above):
+    def _check_place(self, found: _Found) -> None:
+        """Raise OSError if the task replaced a file by a folder, or the reverse."""
+        is_folder = stat.S_ISDIR(found.entry.mode)
+        if (not is_folder and self._counts_below[found.path]) or any(
+            self._entries.get(path) is not None for path in _folders_above(found.path)
+        ):
             raise FileExistsError(errno.EEXIST, "it is a folder of another output")
 
     def _copy_file(self, path: str) -> TreeFile:
@@ -393,27 +405,29 @@ class _Capture:
             partial.unlink(missing_ok=True)
         return digest.digest(), size_bytes
 
-    def _drop(self, path: str) -> None:
-        """Remove an entry, and its copy unless another entry has the same content."""
-        entry = self._entries.pop(path)
-        if not isinstance(entry, TreeFile):
-            return
-        self._left_bytes += entry.size_bytes
-        self._uses[entry.sha256] -= 1
-        if not self._uses[entry.sha256]:
-            (self._folder / entry.sha256.hex()).unlink(missing_ok=True)
+    def _drop_after(self, count: int) -> None:
+        """Remove all entries after the first `count`, and copies only they had."""
+        while len(self._entries) > count:
+            path, entry = self._entries.popitem()
+            self._counts_below.subtract(_folders_above(path))
+            if not isinstance(entry, TreeFile):
+                continue
+            self._left_bytes += entry.size_bytes
+            self._uses[entry.sha256] -= 1
+            if not self._uses[entry.sha256]:
+                (self._folder / entry.sha256.hex()).unlink(missing_ok=True)
 
     # -- describing ----------------------------------------------------------------
 
     def _described(
-        self, declared: str, found: list[_Found], *, is_file: bool
+        self, declared: str, kept: list[str], *, is_file: bool
     ) -> OutputFile:
         """Return the size of a captured output, of a folder or glob also the files."""
-        captured = [self._entries.get(each.path) for each in found]
+        if not kept:
+            return OutputFile(declared, None)
+        captured = [self._entries[path] for path in kept]
         files = [entry for entry in captured if isinstance(entry, TreeFile)]
         links = [entry for entry in captured if isinstance(entry, TreeLink)]
-        if is_file and not files:
-            return OutputFile(declared, None)
         size_bytes = sum(entry.size_bytes for entry in files)
         return OutputFile(
             declared, size_bytes, None if is_file else len(files) + len(links)
@@ -423,6 +437,8 @@ class _Capture:
         self._note_text(f"output {path} was not kept: {_reason(error)}")
 
     def _note_text(self, text: str) -> None:
+        if text in self._problems:
+            return  # A folder is tried for each of its entries.
         self._problem_count += 1
         if len(self._problems) < PROBLEMS_MAX:
             self._problems.append(text)
@@ -434,6 +450,10 @@ def _bounded(found: Iterator[_Found]) -> list[_Found]:
     if len(entries) > ENTRIES_MAX:
         raise OSError(errno.E2BIG, TOO_MANY)
     return entries
+
+
+def _folders_above(path: str) -> list[str]:
+    return list(prefixes(path))[:-1]
 
 
 def _check_folder(mode: int) -> None:

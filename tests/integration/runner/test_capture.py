@@ -332,6 +332,83 @@ def test_a_folder_is_captured_whole(workdir: Path, tmp_path: Path) -> None:
     assert tree.empty_folders == ("folder/empty",)
 
 
+@pytest.mark.parametrize("skipped", ["pipe", "away", "unreadable", "gone", "bad name"])
+def test_a_folder_whose_entries_are_all_skipped_is_an_empty_folder(
+    tmp_path: Path, skipped: str
+) -> None:
+    """It exists, so it can be fetched; a glob that matches nothing else is missing."""
+    work = tmp_path / "work"
+    for folder in ("d", "e/inner"):
+        (work / folder).mkdir(parents=True)
+        make_skipped(work / folder, skipped)
+    (work / "e" / "file").touch()
+
+    found = captured(
+        work, tmp_path / "o", "d", "d/*", "e", "e/inner", access=Refusing()
+    )
+
+    assert found.files == (
+        OutputFile("d", 0, 0),
+        OutputFile("d/*", None),
+        OutputFile("e", 0, 1),
+        OutputFile("e/inner", 0, 0),
+    )
+    assert tree_in(tmp_path / "o").empty_folders == ("d", "e/inner")
+
+
+class Refusing(SameUserOps):
+    """Cannot open some files: the task may not read them, or removed them."""
+
+    def open_output(self, workdir: Path, path: str) -> int:
+        code = {"unreadable": errno.EACCES, "gone": errno.ENOENT}.get(Path(path).name)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+        return SameUserOps.open_output(workdir, path)
+
+
+def make_skipped(folder: Path, kind: str) -> None:
+    """Make an entry that cannot be kept."""
+    if kind == "pipe":
+        os.mkfifo(folder / "pipe")
+    elif kind == "away":
+        (folder / "away").symlink_to("/etc/passwd")
+    elif kind == "bad name":
+        (folder / os.fsdecode(b"\xff")).mkdir()
+        (folder / os.fsdecode(b"\xff") / "file").touch()
+    else:
+        (folder / kind).touch()
+
+
+def test_a_folder_that_is_filled_meanwhile_is_not_empty(tmp_path: Path) -> None:
+    """A task in the background may add a file between two outputs that overlap."""
+    work = tmp_path / "work"
+    (work / "d" / "x").mkdir(parents=True)
+
+    class Filling(SameUserOps):
+        def find_entry(self, workdir: Path, path: str) -> FolderEntry:
+            if path == "d/x":
+                (workdir / "d/x/late").touch()
+            return SameUserOps.find_entry(workdir, path)
+
+    found = captured(work, tmp_path / "o", "d", "d/x", access=Filling())
+
+    assert found == ((OutputFile("d", 0, 0), OutputFile("d/x", 0, 1)), "")
+    assert tree_in(tmp_path / "o").empty_folders == ()
+
+
+def test_a_bad_folder_name_is_named_once_beside_its_files(tmp_path: Path) -> None:
+    """Each file in it is named, as is the folder."""
+    folder = tmp_path / "work" / "d" / os.fsdecode(b"\xff")
+    folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / name).touch()
+
+    found = captured(tmp_path / "work", tmp_path / "o", "d")
+
+    assert found.files == (OutputFile("d", 0, 0),)
+    assert found.problem.count("is not UTF-8") == 3
+
+
 def test_git_folders_are_never_captured(workdir: Path, tmp_path: Path) -> None:
     """Their hooks would be commands at home."""
     for folder in (workdir, workdir / "folder", workdir / "folder" / "deep"):
