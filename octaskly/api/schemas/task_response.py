@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -167,14 +168,18 @@ def task(
     """
     visible = visible or visible_of(record)
     outcome = visible[2]
-    shown = _base64 if is_exact else _text
     seen = outcome if outcome and outcome.was_observed else None
-    stdout, stderr = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
+    stdout = stderr = None
     encoding: str | msgspec.UnsetType = msgspec.UNSET
     if is_exact:
         encoding = "base64"
-    elif seen and not (_is_text(seen.stdout, stdout) and _is_text(seen.stderr, stderr)):
-        encoding = "utf-8-replaced"
+        if seen:
+            stdout, stderr = _base64(seen.stdout), _base64(seen.stderr)
+    elif seen:
+        stdout = _text(seen.stdout, seen.stdout_bytes)
+        stderr = _text(seen.stderr, seen.stderr_bytes)
+        if not (_is_text(seen.stdout, stdout) and _is_text(seen.stderr, stderr)):
+            encoding = "utf-8-replaced"
     return rest.TaskDetail(
         **_fields(_line(record, names, visible, live)) | {"short_id": msgspec.UNSET},
         sent_stdout=stdout,
@@ -483,16 +488,17 @@ def _outputs_missing(outcome: Outcome | None) -> list[str]:
     return [file.path for file in files if file.size_bytes is None]
 
 
-def _is_text(data: bytes, shown: str | None) -> bool:
-    """Return True if `shown` represents `data` exactly.
+def _is_text(data: bytes, shown: str) -> bool:
+    """Return True if `shown` represents `data` exactly, up to a character that was cut.
 
     The output itself may contain replacement characters.
     """
-    return shown is not None and ("\ufffd" not in shown or shown.encode() == data)
+    return "\ufffd" not in shown or data.startswith(shown.encode())
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
+def _text(data: bytes, written_bytes: int) -> str:
+    """Return output as text, without an incomplete character where it was cut."""
+    return codecs.utf_8_decode(data, "replace", len(data) == written_bytes)[0]
 
 
 def _base64(data: bytes) -> str:

@@ -372,6 +372,37 @@ async def test_binary_and_long_output_is_marked(
     assert shown["outputs_missing"] == ["gone.txt"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "written_bytes", "text", "encoding"),
+    [
+        ("ß€".encode()[:4], 9, "ß", None),
+        ("\ufffd€".encode()[:5], 9, "\ufffd", None),
+        (b"\xff" + "€".encode()[:2], 9, "\ufffd", "utf-8-replaced"),
+        ("ß€".encode()[:4], 4, "ß\ufffd", "utf-8-replaced"),
+    ],
+)
+async def test_a_character_that_was_cut_is_left_out_of_the_text(
+    node: ApiNode, kept: bytes, written_bytes: int, text: str, encoding: str | None
+) -> None:
+    """The limit of kept output does not make text binary."""
+    task = await node.submit()
+    node.gateway.start(task)
+    outcome = Outcome(
+        state=AttemptState.OK,
+        reason=EndReason.EXIT,
+        exit_code=0,
+        stdout=kept,
+        stdout_bytes=written_bytes,
+    )
+    node.gateway.finish(task, outcome)
+
+    shown = (await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)).json
+
+    assert (shown["stdout"], shown.get("encoding")) == (text, encoding)
+    assert shown["stdout_bytes"] == written_bytes
+    assert shown["stdout_truncated"] == (len(kept) != written_bytes)
+
+
 async def test_a_short_id_is_resolved_if_it_is_unique(node: ApiNode) -> None:
     """`task-001` is enough for the only task with that number."""
     task = await node.submit()
