@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,12 +60,12 @@ class MeshClient(Client):
         """Submit tasks as soon as the mesh has room; yield each, or why it failed.
 
         The mesh accepts all tasks of a request or none. A refused request is therefore
-        halved until only the invalid tasks are left.
+        halved until only the invalid tasks are left, or until it fits into the queue.
         """
         ends: Sequence[Task | OctasklyError]
         try:
             ends = self._submit_with_patience(drafts)
-        except (Invalid, NotFound, Conflict) as error:
+        except (Invalid, NotFound, Conflict, TooMany) as error:
             if len(drafts) > 1:
                 middle = len(drafts) // 2
                 yield from self.submit_each(drafts[:middle])
@@ -76,7 +77,11 @@ class MeshClient(Client):
         yield from ends
 
     def _submit_with_patience(self, drafts: Sequence[Draft]) -> Sequence[Task]:
-        """Submit tasks, all or none, as soon as the mesh has room for them."""
+        """Submit tasks, all or none, as soon as the mesh has room for them.
+
+        Raises:
+            TooMany: it would not have room even if its queue were empty.
+        """
         key = self._requests.new_key()
         while True:
             try:
@@ -85,8 +90,11 @@ class MeshClient(Client):
                 # Not as a batch of one, whose errors would name a field of `$[0]`.
                 flow = tasks.submit_draft(self._requests, drafts[0], key=key)
                 return [self._run(flow)]
-            except TooMany:
-                continue  # The queue is full: retry without a time limit.
+            except TooMany as error:
+                if error.retry_after_s is None:
+                    raise
+                # The queue is full: retry without a time limit.
+                time.sleep(error.retry_after_s)
 
     def perform(self, flow: Callable[[RequestFlow], Flow[_T]]) -> _T:
         """Run a flow of requests to the node, and return its result."""

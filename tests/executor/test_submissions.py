@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import octaskly
-from tests.support.agents import Agent
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from tests.support.agents import Agent, running, until, until_nodes
 
 RESULT_S_MAX = 90.0
 
@@ -71,3 +75,56 @@ def test_futures_may_share_an_id(agents: list[Agent], max_workers: int | None) -
     assert same == [None] * 3
     assert {future.result().stdout for future in futures[:3]} == {"one\n"}
     assert isinstance(other, octaskly.Conflict)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Agent]:
+    """A mesh with a short queue."""
+    limits = ("--queue-max", "6", "--queued-bytes-per-subject", "1M")
+    with (
+        tempfile.TemporaryDirectory(prefix="octaskly-") as folder,
+        running(Path(folder), "small", extra=("--slots", "4", *limits)) as [agent],
+    ):
+        until_nodes(agent, 1)
+        yield agent
+
+
+def test_a_batch_larger_than_the_queue_is_divided(small: Agent) -> None:
+    """A task that alone exceeds a limit fails; the others run."""
+    with octaskly.Executor(state_dir=small.state) as executor:
+        huge = executor.submit_command(
+            "wc -c", stdin=b"x" * (1 << 20), env={"MORE": "x" * 5000}
+        )
+        futures = [executor.submit_command(f"echo {n}") for n in range(20)]
+
+        results = [future.result(RESULT_S_MAX).stdout for future in futures]
+        error = huge.exception(RESULT_S_MAX)
+    assert results == [f"{n}\n" for n in range(20)]
+    assert isinstance(error, octaskly.TooMany)
+    assert "these tasks have" in str(error)
+
+
+def test_a_full_queue_is_asked_again_when_it_says(
+    small: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all the time, even if the executor retries no request."""
+    requests: list[object] = []
+    run = ThreadDriver.run
+
+    def counted(self: ThreadDriver, flow: Any) -> Any:
+        requests.append(flow)
+        return run(self, flow)
+
+    with octaskly.Client(state_dir=small.state) as client:
+        first = client.submit("sleep 60")
+        waiting = [client.submit("true", after=[first.id]) for _ in range(6)]
+        monkeypatch.setattr(ThreadDriver, "run", counted)
+        with octaskly.Executor(state_dir=small.state, retry_timeout_s=0) as executor:
+            future = executor.submit_command("echo ran")
+            until(lambda: requests, "it is submitted")
+            time.sleep(1)
+            assert (future.done(), len(requests) < 4) == (False, True)
+            for task in waiting:
+                client.cancel(task)
+            assert future.result(RESULT_S_MAX).stdout == "ran\n"
+        client.cancel(first, force=True)
