@@ -29,6 +29,9 @@ from typing import Any
 INLINE_BYTES_MAX = 256 << 10  #: of a payload on stdin or stdout
 RESULT_BYTES_MAX = 1 << 30  #: of a payload in a file; a node keeps no larger output
 RESULT_FILE = "octaskly.result"  #: in the working folder of the task
+TEXT_CHARS_MAX = 16 << 10
+"""Of each text in a header: JSON has up to 12 bytes for a character, and a node keeps a
+MiB of stdout."""
 PICKLE_PROTOCOL = 5  #: the first protocol with out-of-band buffers
 PAYLOAD_VERSION = 1  #: version of the payload format
 
@@ -155,8 +158,8 @@ def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
         return pickle_value(value, dumps), {"kind": "value"}
     except BaseException as error:  # noqa: BLE001
         what = f"the result, of type {type(value).__name__}, cannot be pickled"
-        text = f"{what}: {type(error).__name__}: {error}"
-        return [], {"kind": "unpicklable", "text": text}
+        text = f"{what}: {type(error).__name__}: {_message_of(error)}"
+        return [], {"kind": "unpicklable", "text": _cut(text)}
 
 
 def _interpreter_mismatch(header: dict[str, Any]) -> dict[str, str] | None:
@@ -212,17 +215,34 @@ def _encode_exception(
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next  # The first frames are those of this program.
     text = "".join(traceback.format_exception(type(error), error, trace))
-    sys.stderr.write(text)
+    with suppress(Exception):  # The call may have closed it.
+        sys.stderr.write(text)
     kind = type(error)
     header = {
         "kind": "error",
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "text": str(error),
-        "traceback": text,
+        "type": _cut(f"{kind.__module__}.{kind.__qualname__}"),
+        "text": _cut(_message_of(error)),
+        "traceback": _cut(text),
     }
     with suppress(BaseException):
         return pickle_value(error.with_traceback(None), dumps), header
     return [], header
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:  # noqa: BLE001 - the caller's class may raise any
+        return f"<its str() raises {type(second).__name__}>"
+
+
+def _cut(text: str) -> str:
+    """Return a text without its middle if it is too long for a header."""
+    extra = len(text) - TEXT_CHARS_MAX
+    if extra <= 0:
+        return text
+    kept = TEXT_CHARS_MAX // 2
+    return f"{text[:kept]}\n[... {extra} characters were cut ...]\n{text[-kept:]}"
 
 
 def _write_result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,84 @@ def test_the_log_of_a_failed_call_has_its_traceback(tmp_path: Path) -> None:
     assert first == "Traceback (most recent call last):"
     assert place.endswith("in fail")
     assert last == "LookupError: seed"
+
+
+class Silent(Exception):
+    """An exception without a text."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def make_unpicklable(text: str) -> Exception:
+    return ValueError(text, (number for number in ()))
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "is_pickled"),
+    [
+        (lambda: Silent("told"), "Silent", True),
+        (lambda: ValueError("\x00" * 90_000), "ValueError", True),
+        (lambda: ValueError("\u4e2d" * 85_000), "ValueError", True),
+        (lambda: ValueError("\U0001f600" * 600_000), "ValueError", True),
+        (lambda: make_unpicklable("x" * 600_000), "ValueError", False),
+        (lambda: make_unpicklable("\U0001f600" * 600_000), "ValueError", False),
+        (type("X" * 600_000, (Exception,), {}), "XXX", True),
+    ],
+    ids=["silent", "escaped", "wide", "file", "unpicklable", "both", "name"],
+)
+def test_any_exception_arrives(
+    make: Callable[[], Exception], kind: str, is_pickled: bool, tmp_path: Path
+) -> None:
+    """With a text that fits, whatever the text of the exception."""
+
+    def fail() -> None:
+        raise make()
+
+    done = perform(parcel(fail), tmp_path)
+    assert len(done.stdout) <= 1 << 20  # What a node keeps.
+    header, parts = call_runner.decode_payload(memoryview(bytearray(done.stdout)))
+    if header["kind"] == "file":
+        path = tmp_path / call_runner.RESULT_FILE
+        header, parts = call_runner.decode_payload(call_runner.map_file(str(path)))
+
+    assert (header["kind"], bool(parts)) == ("error", is_pickled)
+    assert kind in header["type"]
+    assert header["traceback"].startswith("Traceback (most recent call last):")
+    is_silent = "its str() raises LookupError" in header["text"]
+    was_cut = "characters were cut" in "".join(map(str, header.values()))
+    assert is_silent != was_cut
+    if is_pickled:
+        made = call_runner.unpickle(parts)
+        assert (type(made).__name__, made.args) == (
+            make().__class__.__name__,
+            make().args,
+        )
+
+
+def test_a_call_may_close_its_stderr(tmp_path: Path) -> None:
+    """Its exception still arrives."""
+
+    def fail() -> None:
+        sys.stderr.close()
+        raise LookupError("seed")
+
+    assert run_by(perform(parcel(fail), tmp_path))["type"] == "builtins.LookupError"
+
+
+def test_an_unpicklable_value_may_have_any_error(tmp_path: Path) -> None:
+    """Also one whose text is long."""
+
+    class Picky:
+        def __reduce__(self) -> str:
+            raise ValueError("\x00" * 200_000)
+
+    done = perform(parcel(Picky), tmp_path)
+    assert len(done.stdout) <= 1 << 20
+    assert run_by(done)["kind"] == "unpicklable"
 
 
 def test_a_large_answer_is_a_file(tmp_path: Path) -> None:
