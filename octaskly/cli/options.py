@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -12,12 +12,47 @@ from octaskly.cli.output.render import note
 from octaskly.cli.output.terminal import confirm
 from octaskly.config.units import SECONDS
 
+_C = TypeVar("_C", bound=Callable[..., Any])
+
 JSON_OPTION = click.option(
     "--json", "as_json", is_flag=True, help="Print the API's answer as JSON."
 )
 YES_OPTION = click.option(
     "--yes", is_flag=True, help="Do not ask; required without a terminal."
 )
+
+
+def exclusive_flags(name: str, **texts: str) -> Callable[[_C], _C]:
+    """Return a decorator that adds flags that set one parameter, each to its own name.
+
+    Each flag appends its value, as otherwise the last one would win silently.
+
+    Args:
+        name: The parameter.
+        texts: Help texts by the names of the flags.
+    """
+
+    def only_value(
+        _: click.Context, __: click.Parameter, values: Sequence[str]
+    ) -> str | None:
+        if len(set(values)) > 1:
+            first, *others = (f"--{flag}" for flag in texts)
+            raise click.UsageError(f"{first} excludes {', '.join(others)}")
+        return values[0] if values else None
+
+    def add_flags(command: _C) -> _C:
+        for flag in reversed(texts):
+            command = click.option(
+                f"--{flag}",
+                name,
+                flag_value=flag,
+                multiple=True,
+                callback=only_value,
+                help=texts[flag],
+            )(command)
+        return command
+
+    return add_flags
 
 
 class SectionedCommand(click.Command):

@@ -508,6 +508,23 @@ def test_show_describes_a_call_and_not_how_it_travels(busy: Api, octaskly: Run) 
     assert re.search(r"^value: +2.0 MB, from result\(\)", completed, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("logs --stdout --stderr 3fa2", "--stdout excludes --stderr"),
+        ("ls --newest --oldest", "--oldest excludes --newest"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(
+    busy: Api, octaskly: Run, words: str, said: str
+) -> None:
+    """The last one does not win silently."""
+    done = octaskly(*words.split())
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith(f"error: {said}\n")
+
+
 def test_stdout_of_a_call_is_not_shown_at_a_terminal(
     busy: Api, octaskly: Run, environ: dict[str, str]
 ) -> None:

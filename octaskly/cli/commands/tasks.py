@@ -17,6 +17,7 @@ from octaskly.cli.options import (
     YES_OPTION,
     Duration,
     UsageProblem,
+    exclusive_flags,
     require_yes,
 )
 from octaskly.cli.output import task_list
@@ -95,8 +96,7 @@ SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
     help="Only tasks that ended so recently, such as 90m, 24h or 7d.",
 )
 @click.option("--all", "is_all", is_flag=True, help="All tasks, oldest first.")
-@click.option("--oldest", "order", flag_value="oldest", help="Oldest first.")
-@click.option("--newest", "order", flag_value="newest", help="Newest first.")
+@exclusive_flags("order", oldest="Oldest first.", newest="Newest first.")
 @click.option(
     *("-n", "--limit"),
     type=click.IntRange(1, LIMIT_MAX),
@@ -187,8 +187,7 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
 @click.option(
     "-f", "--follow", is_flag=True, help="Keep printing until the task has ended."
 )
-@click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
-@click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
+@exclusive_flags("stream", stdout="Only its stdout.", stderr="Only its stderr.")
 @click.option(
     "--attempt",
     type=click.IntRange(1),
