@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octaskly.core.model.ids import TaskId
-from tests.support.api_node import TOKENS, ApiNode, api_node
+from tests.support.api_node import TOKENS, VIEWER, ApiNode, api_node
 from tests.support.fake_gateway import FakeGateway
 
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "rest-api.md"
 CURL = {
     "create": """
     curl -X POST http://localhost:3000/api/v1/tasks \\
@@ -196,3 +199,20 @@ async def test_example_answers_have_the_documented_fields(
         "created_at",
         "completed_at",
     }
+
+
+async def test_the_error_of_the_reference_is_what_a_node_answers(
+    documented_node: ApiNode,
+) -> None:
+    """Word for word, as users search for it."""
+    sample = re.search(
+        r"<!-- shown: GET /api/v1/tasks 400 -->\n+```json\n(.*?)```",
+        REFERENCE.read_text(),
+        re.DOTALL,
+    )
+    assert sample is not None
+
+    answer = await documented_node.ask("GET", "/api/v1/tasks?limit=0", headers=VIEWER)
+
+    assert answer.status == 400
+    assert answer.json == json.loads(sample[1])
