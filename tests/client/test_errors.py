@@ -96,6 +96,22 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
             ({field: [["a"]]}, f"{field} has ['a'], which", "a path is"),
         )
     ),
+    *(
+        ({field: wrong}, f"{field} has {said}, which is neither", "", "give what")
+        for field in ("after", "outputs_of")
+        for wrong, said in ((5, "5"), (None, "None"), ([b"a"], "b'a'"))
+    ),
+    *(
+        (wrong, "", "", "decode returns")
+        for wrong in (
+            {"name": b"a"},
+            {"cwd": b"a"},
+            {"id": bytearray(b"a")},
+            {"labels": {"a": b"b"}},
+            {"env": {b"a": "b"}},
+            {"requires": {"labels": {"a": b"b"}}},
+        )
+    ),
     ({"inputs": {"a": 1}}, "inputs has 1, which", "", "a path is"),
     ({"inputs": {b"a": "b"}}, "inputs has the bytes b'a'", "", "os.fsdecode"),
     ({"inputs": [("a", "b", "c")]}, "inputs has ('a', 'b', 'c')", "", "a tuple has"),
@@ -114,6 +130,20 @@ def test_an_invalid_value_is_told_with_its_field_and_hint(
     said, _, rest = str(caught.value).partition(f"{place}; hint: ")
     assert said.startswith(failure)
     assert rest.startswith(hint)
+
+
+def test_a_command_in_bytes_is_refused(client: octaskly.Client) -> None:
+    """It is not sent as base64."""
+    command: Any = b"true"
+    for call in (
+        lambda: client.submit(command),
+        lambda: client.run(command),
+        lambda: client.submit_many([command]),
+        lambda: client.array(command, "1-2"),
+        lambda: next(client.map(command, ["item"])),
+    ):
+        with pytest.raises(octaskly.Invalid, match="command has the bytes b'true'"):
+            call()
 
 
 @pytest.mark.parametrize("fields", [{"inputs": b"a"}, {"inputs": [97]}])

@@ -148,6 +148,16 @@ def test_a_waiting_task_gets_another_priority(client: octaskly.Client) -> None:
     client.cancel(waiting)
 
 
+def test_one_parent_may_be_given_alone(client: octaskly.Client) -> None:
+    """The task or its id, without a list."""
+    parent = client.run("echo one > made", outputs="made")
+
+    assert client.task(client.submit("true", after=parent)).after == [parent.id]
+    assert client.task(client.submit("true", after=parent.id)).after == [parent.id]
+    assert client.run("cat made", outputs_of=parent).stdout == "one\n"
+    assert client.run("cat made", outputs_of=iter([parent.id])).stdout == "one\n"
+
+
 def test_ended_task_is_retried(client: octaskly.Client) -> None:
     """As a new task, which names the original."""
     ended = client.run("true")

@@ -50,6 +50,9 @@ LocalPath: TypeAlias = str | PathLike
 Paths: TypeAlias = LocalPath | Iterable[LocalPath]
 """One path, or several."""
 
+Parents: TypeAlias = str | Task | Iterable[str | Task]
+"""One task or its id, or several."""
+
 Inputs: TypeAlias = (
     LocalPath
     | Iterable[LocalPath | tuple[LocalPath, LocalPath]]
@@ -106,7 +109,8 @@ class TaskFields(TypedDict, total=False):
     several paths, or a mapping or pairs of a path and its place in the task's folder.
     `includes_ignored` also sends what git ignores below folders. `needs` are the
     `inputs` of the REST API: files that must be in the worker directory of a node.
-    `needs` and `outputs` are one path or several.
+    `needs` and `outputs` are one path or several; `after` and `outputs_of` are one task
+    or id, or several.
 
     `timeout` limits the run time of the task in seconds; without one, there is no
     limit. `deadline_s` limits the client's wait.
@@ -134,8 +138,8 @@ class TaskFields(TypedDict, total=False):
     fail_fast: bool
     retries: int
     retry_on: Sequence[int | Literal["failure", "lost"]]
-    outputs_of: Sequence[str | Task]
-    after: Sequence[str | Task]
+    outputs_of: Parents
+    after: Parents
     on: Literal["success", "failure", "any"]
     visitors: bool | Literal["with-env"]
     visitors_min: int
@@ -147,7 +151,8 @@ def make_draft(
     """Return the task to submit.
 
     Raises:
-        Invalid: a keyword is unknown, or a value is no path.
+        Invalid: a keyword is unknown, a value is no path or no task, or bytes are
+            given as text.
     """
     fields: dict[str, Any] = dict(task_fields)
     unknown = sorted(set(fields) - TaskFields.__optional_keys__)
@@ -163,7 +168,9 @@ def make_draft(
             fields[field] = paths_of(fields[field], field)
     for field in ("after", "outputs_of"):
         if field in fields:
-            fields[field] = [ref_of(parent) for parent in fields[field]]
+            fields[field] = [_parent_id(one, field) for one in listed(fields[field])]
+    for field, value in {"command": command, **fields}.items():
+        _refuse_bytes(value, field)
     if fields.get("outputs_of"):
         fields.setdefault("workdir", "scratch")
     return Draft(command=command, array=dict(array) if array else None, **fields)
@@ -196,6 +203,30 @@ def path_text(value: object, field: str) -> str:
         "a path is a string or an os.PathLike, such as pathlib.Path",
         field,
     )
+
+
+def _parent_id(task: object, field: str) -> str:
+    if isinstance(task, str | Task):
+        return ref_of(task)
+    raise invalid_value(
+        f"{field} has {task!r:.80}, which is neither a task nor its id",
+        "give what submit returns, or its id",
+        field,
+    )
+
+
+def _refuse_bytes(value: object, field: str) -> None:
+    """Raise `Invalid` for bytes, which msgspec would send as base64."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        what = f"{field} has the bytes {bytes(value)!r:.80}, but it is text"
+        raise invalid_value(what, "decode returns the text of bytes", field)
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            _refuse_bytes(name, field)
+            _refuse_bytes(one, field)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _refuse_bytes(one, field)
 
 
 def ref_of(task: str | Task) -> str:

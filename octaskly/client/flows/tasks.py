@@ -163,7 +163,7 @@ def submit_many(
     deadline: Deadline,
 ) -> Flow[list[Task]]:
     """Submit all tasks or none, with the same files; each also has these outputs."""
-    given = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
+    given = (d if isinstance(d, Draft) else make_draft(d, {}) for d in drafts)
     more = paths_of(outputs, "outputs")
     wanted = [
         replace(draft, outputs=[*draft.outputs, *more]) if more else draft
