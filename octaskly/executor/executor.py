@@ -24,6 +24,7 @@ from octaskly.client.flows.task_fields import (
     Limits,
     Requires,
     TaskFields,
+    invalid_value,
     make_draft,
 )
 from octaskly.client.inputs import TaskInputs, take_inputs
@@ -91,8 +92,9 @@ class Executor(FuturesExecutor):
 
     Raises:
         ConfigError: the endpoint cannot be used.
-        Invalid: a field is unknown, or an input is no path. Other invalid values are
-            found by the node, and are the exception of each future.
+        Invalid: a field is unknown, an input is no path, or `requires` has another
+            version of Python. Other invalid values are found by the node, and are the
+            exception of each future.
     """
 
     def __init__(
@@ -126,7 +128,14 @@ class Executor(FuturesExecutor):
         if python is None:
             python_variable = f"OCTASKLY_PYTHON_{python_version().replace('.', '_')}"
             interpreter = f'"${python_variable}"'
-            self._requires["python"] = python_version()
+            wanted = self._requires.setdefault("python", python_version())
+            if wanted != python_version():
+                raise invalid_value(
+                    f"calls need Python {python_version()}, as this process has, and"
+                    f" requires.python is {wanted!r:.80}",
+                    f"run this program with Python {wanted!s:.80}, or leave it out",
+                    "requires",
+                )
         else:
             interpreter = shlex.quote(python)
         self._command = f"exec {interpreter} {_CALL_RUNNER}"

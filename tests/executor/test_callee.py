@@ -117,7 +117,7 @@ class Silent(Exception):
 
 
 def make_unpicklable(text: str) -> Exception:
-    return ValueError(text, (number for number in range(0)))
+    return ValueError(text, (letter for letter in text))
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

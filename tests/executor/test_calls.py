@@ -186,6 +186,19 @@ def test_a_version_that_no_node_has_is_an_error(
     assert "install python3.99 on ash" in str(error)
 
 
+def test_an_executor_cannot_require_another_version(tmp_path: Path) -> None:
+    """It is not ignored; the own one may be named."""
+    wrong = "requires.python is '3.99'"
+    with pytest.raises(octaskly.Invalid, match=wrong) as caught:
+        octaskly.Executor(state_dir=tmp_path, requires={"python": "3.99"})
+    assert "run this program with Python 3.99" in str(caught.value)
+    own = call_runner.python_version()
+    octaskly.Executor(state_dir=tmp_path, requires={"python": own}).shutdown()
+    octaskly.Executor(
+        state_dir=tmp_path, requires={"python": "3.99"}, python="/opt/python3.99"
+    ).shutdown()
+
+
 @pytest.mark.skipif(len(VERSIONS) < 2, reason="needs two versions of Python")
 def test_a_call_runs_with_the_version_of_its_caller(
     agents: list[Agent], monkeypatch: pytest.MonkeyPatch
