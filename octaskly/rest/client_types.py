@@ -21,6 +21,7 @@ class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
     bytes.
     """
 
+    command: str | None = None
     command_truncated: bool = False  #: a list shows only the beginning of `command`
     labels_truncated: bool = False  #: a list shows only the first labels
     short_id: str = ""  #: only in a list: the shortest text that names it

@@ -148,6 +148,16 @@ def test_a_waiting_task_gets_another_priority(client: octaskly.Client) -> None:
     client.cancel(waiting)
 
 
+def test_a_command_that_was_not_sent_is_unknown(client: octaskly.Client) -> None:
+    """It is None, as any field that the node leaves out; not an empty command."""
+    task = client.submit("true", requires={"labels": {"moon": "yes"}})
+
+    assert client.task(task).command == "true"
+    assert client.cancel(task).command is None
+    members = client.results(client.array("echo", "1-2"))
+    assert [member.command for member in members] == [None, None]
+
+
 def test_one_parent_may_be_given_alone(client: octaskly.Client) -> None:
     """The task or its id, without a list."""
     parent = client.run("echo one > made", outputs="made")
