@@ -306,10 +306,14 @@ def _has_option(name: str, option: str) -> bool:
 
 
 def _takes_command(command: click.Command) -> bool:
-    return any(param.name == "words" for param in command.params)
+    return any(each.name == "words" for each in _arguments(command))
 
 
 def _words_before_command(ctx: click.Context) -> list[str]:
     """Return the arguments that precede the words of a command, as in its usage."""
-    arguments = [p for p in ctx.command.params if isinstance(p, click.Argument)]
+    arguments = _arguments(ctx.command)
     return [each.make_metavar(ctx) for each in arguments if each.name != "words"]
+
+
+def _arguments(command: click.Command) -> list[click.Argument]:
+    return [each for each in command.params if isinstance(each, click.Argument)]
