@@ -5,7 +5,6 @@ The module of a command is imported on the first use of the command.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import shlex
@@ -24,18 +23,14 @@ from octaskly.cli.interrupts import ignore_unfinished_objects
 from octaskly.cli.options import UsageProblem
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
-    EXIT_FAILED,
     name_task,
     print_error,
     report_error,
+    report_os_error,
 )
-from octaskly.cli.output.terminal import discard_output, flush, reopen_closed_streams
+from octaskly.cli.output.terminal import flush, reopen_closed_streams
 from octaskly.errors import OctasklyError
 
-#: Errors of a write to stdout or stderr, if the error names no file.
-WRITE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
-)
 # Errors are reported when the file is read, whatever source its path has.
 _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
@@ -216,29 +211,8 @@ def run(arguments: Sequence[str] | None) -> int:
     except OctasklyError as error:
         return report_error(error)
     except OSError as error:
-        # The environment failed, not this program.
-        print_os_error(error)
-        discard_output()
-        return EXIT_FAILED
+        return report_os_error(error)
     return result if isinstance(result, int) else 0
-
-
-def print_os_error(error: OSError) -> None:
-    """Print the cause of an `OSError`: a file, the output, or something else."""
-    why = error.strerror or str(error)
-    if error.filename is not None:
-        path = os.fsdecode(error.filename)
-        hint = f"ls -ld {shlex.quote(path)}    does it exist, and is it yours?"
-        print_error(f"cannot use {path}: {why}", hints=[hint])
-    elif error.errno in WRITE_ERRORS:
-        hint = "df .    is the output's disk full?"
-        print_error(f"cannot write: {why}", hints=[hint])
-    elif error.errno == errno.ENOENT:  # Only `getcwd` names no file.
-        hint = 'cd "$PWD"    if it has been made again'
-        print_error("the current folder has been deleted", hints=[hint])
-    else:
-        hint = "octaskly doctor    checks this machine"
-        print_error(f"the operating system reports: {why}", hints=[hint])
 
 
 def _normalize_message(message: str) -> str:

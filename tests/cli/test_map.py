@@ -282,7 +282,7 @@ def test_a_closed_reader_of_both_streams_cancels_the_rest(
             check=False,
         )
 
-    assert done.returncode == 1
+    assert done.returncode == 125
     assert newest(agent)["status"] == "cancelled"
 
 
@@ -313,7 +313,7 @@ def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
         (agent.state.parent / "work" / "stop").touch()
         message = process.stderr.read()
 
-    assert process.returncode == 1
+    assert process.returncode == 125
     assert b"cancelling the rest of task-" in message
 
 

@@ -411,7 +411,7 @@ def test_a_closed_reader_cancels_the_task(
             check=False,
         )
 
-    assert done.returncode == 1
+    assert done.returncode == 125
     assert (b"cannot write" in done.stderr) == is_full
     [task] = api.tasks.values()
     assert task["status"] == "cancelled"

@@ -23,8 +23,8 @@ from octaskly.cli.commands.command_words import (
     check_quoting,
 )
 from octaskly.cli.commands.run import (
-    OWN_EXIT_CODES,
     cancel_if_running,
+    exits_as_task,
     hint_on_error,
     report_gaps,
 )
@@ -57,7 +57,6 @@ from octaskly.core.model.arrays import (
     ITEMS_BYTES_MAX,
 )
 from octaskly.core.model.task_options import ITEM_BYTES
-from octaskly.errors import OctasklyError
 from octaskly.files.manifest import ENTRIES_MAX
 from octaskly.files.output_patterns import has_wildcards, prefixes
 from octaskly.rest.client_types import Task
@@ -218,6 +217,7 @@ def array(
     cls=CommandTaker,
     epilog="Example: octaskly map --in {} --out {}.gz 'gzip -k {}' ::: *.log",
 )
+@exits_as_task(EXIT_NOT_FOUND)
 @click.option(
     "-k",
     "--keep-order",
@@ -478,31 +478,26 @@ def _run_array(
     """
     from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
-    try:
-        with (
-            context.connect() as client,
-            SentFiles(client, sent, items) as files,
-            defer_first_interrupt() as noted,
-        ):
-            array, total = begin(client, files)
-            files.cancel_on_failure(array)
-            fetcher = _fetcher_of(client, array, files.digests(cwd), declared)
-            results = ResultPrinter(
-                client,
-                array,
-                items=items,
-                total=len(items) or total,
-                is_by_number=keep_order,
-                on_ended=fetcher.fetch if fetcher else None,
-            )
-            with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
-                code = _print(client, results, array, noted, has_outputs=bool(fetcher))
-            files.finish()
-            return code or (fetcher.finish() if fetcher else 0)
-    except OctasklyError as error:
-        code = report_error(error)
-        is_own = code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND}
-        return code if is_own else EXIT_OCTASKLY_FAILED
+    with (
+        context.connect() as client,
+        SentFiles(client, sent, items) as files,
+        defer_first_interrupt() as noted,
+    ):
+        array, total = begin(client, files)
+        files.cancel_on_failure(array)
+        fetcher = _fetcher_of(client, array, files.digests(cwd), declared)
+        results = ResultPrinter(
+            client,
+            array,
+            items=items,
+            total=len(items) or total,
+            is_by_number=keep_order,
+            on_ended=fetcher.fetch if fetcher else None,
+        )
+        with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
+            code = _print(client, results, array, noted, has_outputs=bool(fetcher))
+        files.finish()
+        return code or (fetcher.finish() if fetcher else 0)
 
 
 def _fetcher_of(

@@ -6,9 +6,10 @@ The first Ctrl-C or SIGTERM cancels the task; the second only ends the wait.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ from octaskly.cli.output.render import (
     print_error,
     print_json,
     report_error,
+    report_os_error,
 )
 from octaskly.cli.output.task_view import fetch_missing_output, format_time_limit
 from octaskly.cli.output.terminal import is_terminal, write_output
@@ -64,10 +66,37 @@ is followed only after 5 ms.
 """
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
+_C = TypeVar("_C", bound=Callable[..., Any])
+
+
+def exits_as_task(*own: int) -> Callable[[_C], _C]:
+    """Decorate a command whose exit code is that of a task, unless Octaskly failed.
+
+    Args:
+        own: Exit codes of errors that it keeps, as well as `OWN_EXIT_CODES`.
+    """
+    kept = OWN_EXIT_CODES.union(own)
+
+    def decorate(command: _C) -> _C:
+        @functools.wraps(command)
+        def reported(*args: Any, **values: Any) -> Any:
+            try:
+                return command(*args, **values)
+            except OctasklyError as error:
+                code = report_error(error)
+            except OSError as error:
+                code = report_os_error(error)
+            return code if code in kept else EXIT_OCTASKLY_FAILED
+
+        return reported  # type: ignore[return-value]
+
+    return decorate
+
 
 @click.command(
     cls=CommandTaker, epilog="Example: octaskly run --in . --out build/ -- make -j4"
 )
+@exits_as_task()
 @task_options(is_end_awaited=True)
 @request_options
 @click.option(
@@ -110,27 +139,23 @@ def run(
     task_draft = make_draft(command_text(words), fields)
     if not (sent.paths or task_draft.needs or task_draft.outputs_of or task_draft.cwd):
         warn_of_local_files(task_draft.command, outputs=task_draft.outputs)
-    try:
-        with context.connect() as client, SentFiles(client, sent) as files:
-            if task_draft.stdin_base64 is None:
-                task_draft = replace(task_draft, **stdin_fields(client))
-            [draft] = files.send([task_draft])
-            with defer_first_interrupt() as noted:
-                task = submit_and_wait(
-                    client, draft, idempotency_key, durability, wait_s=RUN_WAIT_S
-                )
-                files.cancel_on_failure(task.id)
-                with (
-                    explain_if_waiting(context, [] if task.is_final else [task.id]),
-                    hint_on_error(f"logs -f {task.id}"),
-                ):
-                    ended = _follow(client, task, noted, as_json=as_json)
-                files.finish()
-                digests = files.digests(task_draft.cwd) if fields["outputs"] else {}
-                return _finish(client, ended, fields["outputs"], digests, noted)
-    except OctasklyError as error:
-        code = report_error(error)
-        return code if code in OWN_EXIT_CODES else EXIT_OCTASKLY_FAILED
+    with context.connect() as client, SentFiles(client, sent) as files:
+        if task_draft.stdin_base64 is None:
+            task_draft = replace(task_draft, **stdin_fields(client))
+        [draft] = files.send([task_draft])
+        with defer_first_interrupt() as noted:
+            task = submit_and_wait(
+                client, draft, idempotency_key, durability, wait_s=RUN_WAIT_S
+            )
+            files.cancel_on_failure(task.id)
+            with (
+                explain_if_waiting(context, [] if task.is_final else [task.id]),
+                hint_on_error(f"logs -f {task.id}"),
+            ):
+                ended = _follow(client, task, noted, as_json=as_json)
+            files.finish()
+            digests = files.digests(task_draft.cwd) if fields["outputs"] else {}
+            return _finish(client, ended, fields["outputs"], digests, noted)
 
 
 class EndedTask(NamedTuple):

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octaskly.cli import completion
-from octaskly.cli.commands.run import OWN_EXIT_CODES, exit_code_of_task
+from octaskly.cli.commands.run import exit_code_of_task, exits_as_task
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import Duration
 from octaskly.cli.output.render import (
     EXIT_NOT_FOUND,
-    EXIT_OCTASKLY_FAILED,
     EXIT_TIMEOUT,
     JSON_VERSION,
     is_quiet,
     note,
     print_json,
-    report_error,
 )
 from octaskly.cli.output.task_view import count_ended
 from octaskly.cli.output.terminal import ProgressLine, print_line
@@ -30,7 +28,6 @@ from octaskly.cli.task_refs import resolve_id, resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
 from octaskly.client.flows import rest_calls, streams
-from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import FINAL, Task
 
 if TYPE_CHECKING:
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
+@exits_as_task(EXIT_NOT_FOUND)
 @click.argument(
     "refs",
     nargs=-1,
@@ -72,28 +70,20 @@ def wait(
     The exit code is the first one that is not 0, as from `octaskly run`; 124 after the
     timeout, 125 if Octaskly failed, 3 if there is no such task.
     """
-    try:
-        with context.connect() as client:
-            full = [resolve_id(client, ref) for ref in refs]
-            waiting = _TaskWaiter(client, full)
-            try:
-                with explain_if_waiting(context, full):
-                    waiting.wait(limit_s=timeout, is_any=is_any)
-            except TimedOut:
-                note(f"{waiting.progress} within {timeout} s")
-                return EXIT_TIMEOUT
-            finally:
-                waiting.end_line()
-            if as_json:
-                for task in waiting.ended:
-                    print_json(
-                        client.send(rest_calls.task(task.id, is_exact=False)).body
-                    )
-    except OctasklyError as error:
-        code = report_error(error)
-        return (
-            code if code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
-        )
+    with context.connect() as client:
+        full = [resolve_id(client, ref) for ref in refs]
+        waiting = _TaskWaiter(client, full)
+        try:
+            with explain_if_waiting(context, full):
+                waiting.wait(limit_s=timeout, is_any=is_any)
+        except TimedOut:
+            note(f"{waiting.progress} within {timeout} s")
+            return EXIT_TIMEOUT
+        finally:
+            waiting.end_line()
+        if as_json:
+            for task in waiting.ended:
+                print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
     codes = [exit_code_of_task(task, is_cancelled=False) for task in waiting.ended]
     return next((code for code in codes if code), 0)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import http
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +21,7 @@ from octaskly.cli.output.terminal import (
     Styled,
     columns,
     cut,
+    discard_output,
     has_colour,
     is_terminal,
     on_one_line,
@@ -48,6 +51,11 @@ EXIT_NO_DISPATCHER = 5
 EXIT_TIMEOUT = 124
 EXIT_OCTASKLY_FAILED = 125
 EXIT_CANCELLED = 130  #: 128 + SIGINT
+
+#: Errors of a write to stdout or stderr, if the error names no file.
+WRITE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+)
 
 JSON_VERSION = 1
 """Version of the `--json` output: raised if a key is removed or changes meaning."""
@@ -174,6 +182,35 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     what = f"{about}: {message}" if about else message
     print_error(what, cause=cause, hints=hints)
     return exit_code_of(error)
+
+
+def report_os_error(error: OSError) -> int:
+    """Print an error of the environment, and no more output; return the exit code.
+
+    If a pipe was closed, its reader wants nothing more, so nothing is printed.
+    """
+    if error.errno != errno.EPIPE:
+        _print_os_error(error)
+    discard_output()
+    return EXIT_FAILED
+
+
+def _print_os_error(error: OSError) -> None:
+    """Print the cause of an `OSError`: a file, the output, or something else."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        path = os.fsdecode(error.filename)
+        hint = f"ls -ld {shlex.quote(path)}    does it exist, and is it yours?"
+        print_error(f"cannot use {path}: {why}", hints=[hint])
+    elif error.errno in WRITE_ERRORS:
+        hint = "df .    is the output's disk full?"
+        print_error(f"cannot write: {why}", hints=[hint])
+    elif error.errno == errno.ENOENT:  # Only `getcwd` names no file.
+        hint = 'cd "$PWD"    if it has been made again'
+        print_error("the current folder has been deleted", hints=[hint])
+    else:
+        hint = "octaskly doctor    checks this machine"
+        print_error(f"the operating system reports: {why}", hints=[hint])
 
 
 def name_task(hint: str, ref: str | None) -> str:

@@ -8,7 +8,8 @@ import os
 import pytest
 
 from octaskly.cli.command_names import COMMANDS
-from octaskly.cli.root import print_os_error, run
+from octaskly.cli.output.render import report_os_error
+from octaskly.cli.root import run
 from tests.docs.commands_page import commands
 
 
@@ -38,7 +39,7 @@ def test_the_message_names_the_operation_that_failed(
     error: OSError, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not every failure is a failed write."""
-    print_os_error(error)
+    report_os_error(error)
 
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"error: {said}"
