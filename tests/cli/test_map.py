@@ -206,6 +206,27 @@ def test_failed_members_are_repeated_and_printed(
     assert b"all members of the array are completed" in third.stderr
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--timeout 5", "--name x", "--out y", "--cpus 1", "--env A=1", "--retries 0"),
+        *("--max-fails 1", "--in .", "--dry-run", "--null", "--idempotency-key k"),
+        *("--priority 0", "--here", "--durability normal"),
+    ],
+)
+def test_members_are_repeated_as_they_are(agent: DemoAgent, flags: str) -> None:
+    """An option that would have no effect is refused, also with its default."""
+    octaskly(agent, "map", "exit 3", ":::", "a")
+    before = count(agent)
+
+    done = octaskly(agent, "map", *flags.split(), "--retry-failed", "last", "-k")
+
+    assert done.returncode == 2
+    option, *_value = flags.split()
+    assert done.stderr.decode().startswith(f"error: {option} is not allowed: --retry-f")
+    assert count(agent) == before
+
+
 def test_only_an_array_has_members_to_repeat(agent: DemoAgent, tmp_path: Path) -> None:
     """Another task must not be repeated by mistake."""
     command = f"echo x >> {tmp_path}/runs; exit 3"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from octaskly.cli import completion
 from octaskly.cli.commands.command_words import (
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 
 NO_DIGEST: Final = b""  #: of a file that must not be replaced
+RERUN_OPTIONS: Final = frozenset({"retry_failed", "keep_order"})
 _RANGE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?")
 
 
@@ -238,7 +240,8 @@ def array(
     "--retry-failed",
     metavar="ID",
     shell_complete=completion.complete_arrays,
-    help="Instead of a command: retry what failed in an earlier array, with its files.",
+    help="Instead of a command: retry what failed in an earlier array, with its files"
+    " and options. Only --keep-order may be added.",
 )
 @_max_fails
 @task_options(is_end_awaited=True)
@@ -277,7 +280,8 @@ def map_(
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("give either a command, or --retry-failed with an id")
     if retry_failed is not None:
-        return _rerun_array(context, retry_failed, sent, keep_order=keep_order)
+        _refuse_unused_options()
+        return _rerun_array(context, retry_failed, keep_order=keep_order)
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there are no items after ::: or on stdin")
@@ -300,14 +304,28 @@ def map_(
     )
 
 
-def _rerun_array(
-    context: CliContext, ref: str, sent: SentPaths, *, keep_order: bool
-) -> int:
+def _refuse_unused_options() -> None:
+    """Refuse options that `--retry-failed` does not use.
+
+    Raises:
+        UsageError: it names such an option.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        if not isinstance(option, click.Option) or option.name in RERUN_OPTIONS:
+            continue
+        if (
+            context.get_parameter_source(str(option.name))
+            is ParameterSource.COMMANDLINE
+        ):
+            raise click.UsageError(
+                f"{option.opts[-1]} is not allowed: --retry-failed runs the tasks of"
+                " that array again as they are, with their files"
+            )
+
+
+def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
     """Run the members of an array again that did not succeed."""
-    if sent.paths:
-        raise click.UsageError(
-            "--in is not allowed: --retry-failed sends the files of that array"
-        )
     with contextlib.ExitStack() as here:
         return _run_array(
             context,
