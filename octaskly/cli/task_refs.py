@@ -18,6 +18,7 @@ from octaskly.rest.client_types import Task, TaskPage
 _ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: id in full form
 _NUMBER = re.compile(r"task-[0-9]+")  #: short form, for the only task with this number
 _DIGITS = re.compile(r"[0-9a-f]{4,8}")  #: start of the hexadecimal digits of an id
+DERIVED_DIGITS = 12  #: of the number of an id from an idempotency key
 CANDIDATES_MAX = 4  #: tasks that the error for an ambiguous reference names
 CANDIDATE_CHARS = 60  #: of each of their commands
 
@@ -105,5 +106,7 @@ def _resolve_member(client: Session, ref: str) -> str | None:
 
 def pad_task_number(ref: str) -> str:
     """Return `task-012` for `12`, and any other text unchanged."""
-    is_number = ref.isascii() and ref.isdigit()
-    return f"task-{ref:0>3}" if is_number else ref
+    if not (ref.isascii() and ref.isdigit()):
+        return ref
+    is_derived = len(ref) >= DERIVED_DIGITS
+    return f"task-{ref if is_derived else ref.lstrip('0'):0>3}"
