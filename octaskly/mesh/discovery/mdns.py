@@ -181,13 +181,13 @@ async def open_mdns(
         )
     try:
         # If the start itself were cancelled, zeroconf could not be closed.
-        await asyncio.shield(zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S))
-    except ZeroconfError as error:
-        await _close(zeroconf)
-        raise OSError(errno.ENODEV, "mDNS did not start") from error
+        has_started = await asyncio.shield(_has_started(zeroconf))
     except asyncio.CancelledError:
         await _close(zeroconf)
         raise
+    if not has_started:
+        await _close(zeroconf)
+        raise OSError(errno.ENODEV, "mDNS did not start")
     if not zeroconf.zeroconf.engine.senders:
         # Without this check, mDNS would start, but neither send nor receive.
         await _close(zeroconf)
@@ -214,6 +214,15 @@ def require_shareable_port() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         probe.bind(("", MDNS_PORT))
+
+
+async def _has_started(zeroconf: AsyncZeroconf) -> bool:
+    """Wait for the start; return False if it failed, or was ended by a close."""
+    try:
+        await zeroconf.zeroconf.async_wait_for_start(timeout=OPEN_S)
+    except ZeroconfError:
+        return False
+    return True
 
 
 async def _close(zeroconf: AsyncZeroconf) -> None:
