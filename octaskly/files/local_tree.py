@@ -528,7 +528,7 @@ def _hash_file(
 
 
 def _has_changed(file: LocalFile, sha256: bytes) -> bool:
-    """Return True if a file has not this content any more, or cannot be read."""
+    """Return True if a file has another content now, or cannot be read."""
     try:
         with _open_file(file.path) as (descriptor, status):
             if FileState.from_status(status) == file.state:

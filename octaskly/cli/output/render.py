@@ -185,9 +185,10 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
 
 
 def report_os_error(error: OSError) -> int:
-    """Print an error of the environment, and no more output; return the exit code.
+    """Print an error of the operating system; return the exit code.
 
-    If a pipe was closed, its reader wants nothing more, so nothing is printed.
+    Output that follows is discarded. The error of a closed pipe is not printed, because
+    its reader wants nothing more.
     """
     if error.errno != errno.EPIPE:
         _print_os_error(error)

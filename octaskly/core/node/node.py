@@ -583,9 +583,7 @@ class Node:
                 waiting += self._replication.on_log_write(write, now)
         return writes
 
-    def _on_signal(  # A flat table.
-        self, signal: ComponentSignal, now: Moment
-    ) -> list[Effect]:
+    def _on_signal(self, signal: ComponentSignal, now: Moment) -> list[Effect]:
         match signal:
             case LinksClosed():
                 self._handlers.connections.forget_closed()

@@ -169,10 +169,10 @@ class QueuedTask(Struct, eq=False, gc=False):
             self.record = apply_fact(self.record, fact)
         self._update_final_state()
 
-    def add_attempt(self, attempt: Attempt) -> None:
-        """Join what a fact of this epoch says of an attempt."""
-        self.record = with_attempt(self.record, attempt)
-        if attempt.outcome is not None or self.final_state is not None:
+    def add_live_attempt(self, attempt: AttemptId, node: NodeId) -> None:
+        """Join an attempt that was assigned, or found at a worker."""
+        self.record = with_attempt(self.record, Attempt(attempt, node))
+        if self.final_state is not None:
             self._update_final_state()
 
     def join(self, record: TaskRecord) -> None:

@@ -35,7 +35,7 @@ from octaskly.core.model.arrays import array_of, lane_key_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
-from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskSpec, TaskState
+from octaskly.core.model.tasks import EndReason, LaneKey, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.scheduling.array_queue import (
     ArrayQueue,
@@ -482,7 +482,7 @@ class TaskQueue:
     def _note_attempt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         task.shares = self.turns.charge(task.flow, task.slots)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
-        task.add_attempt(Attempt(attempt, node))
+        task.add_live_attempt(attempt, node)
         self.tasks.hold(node, task)
 
     def end_members(self, live: LiveRange, offsets: Collection[int]) -> None:
