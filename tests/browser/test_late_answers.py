@@ -56,6 +56,16 @@ TYPES_THEN_PRESSES = """() => {
     field.dispatchEvent(new InputEvent("input", { bubbles: true }));
     document.querySelector(".filters .chip").click();
 }"""
+#: A key is pressed as soon as the rows are there, before they are painted.
+PRESSES_AT_ONCE = """() => new Promise((done) => {
+    new MutationObserver((_, watch) => {
+        if (document.querySelector(".node-row") === null) return;
+        watch.disconnect();
+        dispatchEvent(new KeyboardEvent("keydown", { key: "j" }));
+        done();
+    }).observe(document.body, { childList: true, subtree: true });
+    location.hash = "#/nodes";
+})"""
 #: The token is renewed while the user signs out; returns the session after both.
 SIGNS_OUT_MEANWHILE = """async () => {
     const parts = performance.getEntriesByType("resource").map(({ name }) => name);
@@ -146,9 +156,18 @@ async def test_order_to_a_node_is_not_undone_by_an_older_answer(
     await expect(row.locator(".state").first).to_have_text("ready")
 
 
+async def test_keys_count_from_the_moment_their_view_is_shown(page: Page) -> None:
+    """A slow browser paints much later."""
+    await page.evaluate(PRESSES_AT_ONCE)
+
+    chosen = page.locator(".node-row[aria-current=true]")
+    await expect(chosen.get_by_role("heading")).to_have_text("ben")
+
+
 async def test_chosen_node_stays_chosen_when_others_join(page: Page) -> None:
     """Keys give orders to the chosen one, wherever its row has moved."""
     await show(page, "nodes")
+    await expect(page.get_by_role("heading", name="ben")).to_be_visible()
     await page.keyboard.press("j")
     chosen = page.locator(".node-row[aria-current=true]")
     await expect(chosen.get_by_role("heading")).to_have_text("ben")

@@ -6,7 +6,7 @@
  * Keys do nothing in a text field, or with Ctrl, Alt or Meta.
  */
 
-import { useEffect, useRef } from "./lib.js";
+import { useLayoutEffect, useRef } from "./lib.js";
 
 const SECOND_KEY_MS = 1200;
 const TYPING = "input, textarea, select, [contenteditable]";
@@ -19,7 +19,8 @@ let first = null; //: first key of a shortcut with two keys, and its expiry
 export function useKeys(keys) {
   const layer = useRef(keys);
   layer.current = keys;
-  useEffect(() => {
+  // Not after the next paint: a key counts from the moment the view is shown.
+  useLayoutEffect(() => {
     layers.add(layer);
     return () => layers.delete(layer);
   }, []);
