@@ -139,13 +139,29 @@ class OutcomeRecorder:
             if task.stage is not Stage.QUEUED or not task.missing_inputs:
                 continue
             workers = set(self._pool.capable_workers(task.requires))
-            if not workers or not workers <= task.missing_inputs.keys():
+            if task.avoids_visitors:
+                workers.difference_update(self._pool.visitors())
+            refused = workers & task.missing_inputs.keys()
+            if not refused:
                 continue
             term = self._step.epoch.term
-            follows = task_rules.after_refusals(task.record, workers, term)
+            follows = task_rules.after_refusals(task.record, refused, term)
             if not isinstance(follows, Decided):
-                task.missing_room = task.describe_missing_inputs()
-                task.missing_inputs.clear()
-                self._step.requeue_task(task, now, follows)
-            elif not self._reconciler.is_window_open:
+                self._retry_refused(task, follows, now, by_all=refused == workers)
+            elif refused == workers and not self._reconciler.is_window_open:
                 self._step.write(task, follows)
+
+    def _retry_refused(
+        self, task: QueuedTask, wait_s: float, now: Moment, *, by_all: bool
+    ) -> None:
+        """Ask all workers again after a wait.
+
+        Until then, those that have not refused may take the task. They may be paused
+        or busy for days, though, while others have room again.
+        """
+        if by_all:
+            task.missing_room = task.describe_missing_inputs()
+            task.missing_inputs.clear()
+            self._step.requeue_task(task, now, wait_s)
+        else:
+            self._step.backoff_queue.end_refusals(task, now, wait_s)

@@ -284,6 +284,8 @@ class DispatchStep:
         """
         due = list(self.backoff_queue.pop_due(now))
         for task in due:
+            if task.stage is Stage.QUEUED:
+                task.missing_inputs.clear()
             self.queue.requeue(task)
             if task.stage is Stage.ENDED:
                 self.pin_until_durable(task)

@@ -70,7 +70,8 @@ class QueuedTask(Struct, eq=False, gc=False):
     missing_inputs: dict[NodeId, str] = field(default_factory=dict)
     """The nodes that lack inputs; of the first few, what each lacks."""
     missing_room: str = ""  #: for its files, at any node, when it was last tried
-    retry_s: float = 0.0  #: time at which its backoff ends, while it backs off
+    retry_s: float = 0.0
+    """Time at which its backoff ends, or its exclusions while it is queued."""
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
     )

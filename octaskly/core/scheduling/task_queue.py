@@ -45,7 +45,7 @@ from octaskly.core.scheduling.array_queue import (
 from octaskly.core.scheduling.live_ranges import LiveRange
 from octaskly.core.scheduling.pending_reads import PendingReads, Read
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
-from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
 from octaskly.core.scheduling.turns import Turns, release
 
@@ -632,7 +632,7 @@ BACKING_OFF_MAX = 10_000
 
 
 class BackoffQueue:
-    """Tasks that back off after a failure, by the time at which they retry."""
+    """Tasks that back off, or that some workers refused, by the time of their retry."""
 
     def __init__(self, queue: TaskQueue, timers: TimerHeap) -> None:
         self._queue = queue
@@ -661,12 +661,19 @@ class BackoffQueue:
         heappush(self._due, (task.retry_s, task.spec.id))
         self._set_timer()
 
+    def end_refusals(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
+        """Have a queued task offered again to those that refused it, after a wait."""
+        if task.retry_s <= now.mono_s:  # Else a wait has begun.
+            task.retry_s = now.mono_s + delay_s
+            heappush(self._due, (task.retry_s, task.spec.id))
+            self._set_timer()
+
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
-        """Yield the tasks whose backoff is over."""
+        """Yield the tasks that wait, and whose backoff or exclusions are over."""
         while self._due and self._due[0][0] <= now.mono_s:
             retry_s, task_id = heappop(self._due)
             task = self._queue.tasks.get(task_id)
             # It may have run meanwhile, and back off again.
-            if task and task.stage is Stage.BACKING_OFF and task.retry_s == retry_s:
+            if task and task.stage in WAITING_STAGES and task.retry_s == retry_s:
                 yield task
         self._set_timer()

@@ -6,15 +6,20 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.task_changes import visible_state
-from octaskly.core.dispatcher.task_rules import LOSSES_MAX, retry_delay_s
+from octaskly.core.dispatcher.task_rules import LOSSES_MAX, ROOM_WAIT_S, retry_delay_s
 from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Decided, Finished, TaskCancelled
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord, apply_fact
 from octaskly.core.model.drafts import log_id_of
-from octaskly.core.model.ids import AttemptId, StreamId
+from octaskly.core.model.ids import VISITOR_PREFIX, AttemptId, NodeId, StreamId
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.model.task_options import Retry, TaskOptions
+from octaskly.core.model.task_options import (
+    Requirements,
+    Retry,
+    TaskOptions,
+    VisitorRule,
+)
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -23,8 +28,8 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Reattach
-from octaskly.core.scheduling.queued_task import Stage
+from octaskly.core.protocol.messages import Reattach, Results
+from octaskly.core.scheduling.queued_task import VISITOR_RETURNS_MAX, Stage
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -54,11 +59,13 @@ from tests.support.dispatcher import (
     follow_reads,
     found,
     live_attempt,
+    reattach_report,
     results_message,
     send_acknowledgement,
     send_kill,
     submission,
 )
+from tests.support.dispatcher_with_workers import DispatcherWithWorkers
 
 BACKOFF_S = retry_delay_s(T, 1)
 
@@ -664,3 +671,58 @@ def test_a_task_fails_when_late_workers_lack_its_input() -> None:
     effects = world.dispatch.on_reattach(A, back, moment(LATE))
 
     assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(), A)]
+
+
+def test_a_task_is_offered_again_to_a_worker_that_had_no_room() -> None:
+    """After a wait, although another one is paused and has never refused it."""
+    mesh = DispatcherWithWorkers(node_info("a", 1), node_info("b", 1))
+    mesh.ask(draft("one"))
+    first = mesh.where("one")
+    other = NodeId("b" if first == "a" else "a")
+    paused = Results((), 0, NodeState.PAUSED)
+    deliver_results(mesh.dispatch, other, paused, moment())
+
+    assert mesh.end("one", how=released(EndReason.ROOM, "space")) == []
+    waits = mesh.dispatch.on_time(moment(ROOM_WAIT_S - 1.0))
+    again = mesh.dispatch.on_time(moment(ROOM_WAIT_S))
+
+    assert (mesh.note(waits), mesh.note(again)) == ([], ["one"])
+    assert mesh.where("one") == first
+
+
+@pytest.mark.parametrize(
+    ("reason", "follows"), [(EndReason.INPUTS, "failed"), (EndReason.ROOM, "waits")]
+)
+def test_no_visitor_is_awaited_for_a_task_that_visitors_returned_too_often(
+    reason: EndReason, follows: str
+) -> None:
+    """It goes to no visitor, so none can refuse it."""
+    visitor = NodeId(VISITOR_PREFIX + "v" * 16)
+    returned = tuple(
+        replace(live_attempt(visitor, attempt(n)), state=end.state, outcome=end)
+        for n, end in enumerate(
+            [released(EndReason.RETURNED)] * VISITOR_RETURNS_MAX, start=1
+        )
+    )
+    asked = Requirements(visitors=VisitorRule.ALLOWED)
+    task = replace(spec(), options=TaskOptions(requires=asked))
+    world = dispatcher_with(TaskRecord(T, task, attempts=returned))
+    for name in ("a", visitor):
+        info = replace(node_info(name, 1), leaves_ms=10**15)
+        world.dispatch.on_worker_up(info, moment())
+        world.dispatch.on_reattach(*reattach_report(name, 1), moment())
+    world.commit()
+    world.dispatch.on_time(moment(LATE))
+    world.commit(LATE)
+    given = world.dispatch._queue.tasks.get(T)
+    assert given is not None
+    assert given.node == A
+
+    ended = report(of=given.attempt, end=released(reason, "data.csv"))
+    effects = deliver_results(
+        world.dispatch, A, results_message(ended, credit=1), moment(LATE)
+    )
+
+    decided = any(isinstance(fact, Decided) for fact in appended_facts(effects))
+    assert ("failed" if decided else "waits") == follows
+    assert decided or given.stage is Stage.BACKING_OFF
