@@ -164,7 +164,7 @@ class Commands:
             if is_running and key not in machine.running:
                 return
             machine.running.pop(key, None)
-            self._ended(machine, key, state, reason)
+            self._ended(machine, key, state, reason, has_begun=is_running)
             self._fill(machine)
 
         return killed
@@ -175,6 +175,8 @@ class Commands:
         key: tuple[TaskId, AttemptId],
         state: AttemptState,
         reason: EndReason,
+        *,
+        has_begun: bool = True,
     ) -> None:
         code = 0 if state is AttemptState.OK else None
         if state is AttemptState.FAILED:
@@ -184,6 +186,7 @@ class Commands:
             state=state,
             reason=reason,
             exit_code=code,
+            started_ms=self._world.now(machine).wall_ms if has_begun else None,
             stdout=f"{machine.id} {key[1]}".encode(),
         )
         if self.batch_s:

@@ -168,7 +168,7 @@ def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outc
     One that only waited there counts as returned. A task that must not run twice is an
     exception, because the worker may have begun it since.
     """
-    is_returned = not has_begun and retry_policy(spec).on_lost
+    is_returned = not has_begun and spec.may_run_twice
     return _released(EndReason.RETURNED if is_returned else EndReason.LOST, now)
 
 

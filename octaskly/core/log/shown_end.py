@@ -49,8 +49,7 @@ def shown_failure(
 def _shown_loss(
     spec: TaskSpec | None, outcome: Outcome, attempts: Sequence[Attempt]
 ) -> Outcome:
-    options = None if spec is None else spec.options
-    if options is not None and options.retry is not None and not options.retry.on_lost:
+    if spec is not None and not spec.may_run_twice:
         lost_text = outcome.detail[:DETAIL_CHARS_MAX] or "its worker was lost"
         return replace(outcome, detail=f"{lost_text}, and it must not run twice")
     lost = [a for a in attempts if a.outcome and a.outcome.reason is EndReason.LOST]

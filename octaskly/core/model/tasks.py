@@ -119,6 +119,12 @@ class TaskSpec(Struct, frozen=True, gc=False, array_like=True):
         return None if self.options is None else self.options.array
 
     @property
+    def may_run_twice(self) -> bool:
+        """Return True if another attempt may follow one that was lost while it ran."""
+        retry = None if self.options is None else self.options.retry
+        return retry is None or retry.on_lost
+
+    @property
     def has_dependencies(self) -> bool:
         """Return True if the task runs after others."""
         return self.options is not None and self.options.after is not None

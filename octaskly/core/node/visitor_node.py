@@ -384,5 +384,13 @@ def _given_back(report: Report) -> Report:
     """Return the report of a failure as that of an attempt that was given back."""
     if not _is_failure(report):
         return report
-    outcome = Outcome(state=AttemptState.RELEASED, reason=EndReason.DRAINING)
+    ended = report.outcome
+    outcome = Outcome(
+        AttemptState.RELEASED,
+        EndReason.DRAINING,
+        started_ms=ended.started_ms,
+        ended_ms=ended.ended_ms,
+        duration_ms=ended.duration_ms,
+        detail="it failed while its node stopped",
+    )
     return replace(report, outcome=outcome)

@@ -318,8 +318,11 @@ class Worker:
             spec = place = None
             if held is not None:
                 spec, place = held.spec, held.place
+                outcome = report.outcome
                 if held.is_killed:
-                    report = replace(report, outcome=_killed_outcome(report.outcome))
+                    report = replace(report, outcome=_killed_outcome(outcome))
+                elif _is_stopped(outcome) and not spec.may_run_twice:
+                    report = replace(report, outcome=_lost_outcome(outcome))
             self._update_mean_duration(report.outcome)
             new_results.append(self._outbox.add_result(report, spec, place))
         return self._send_new_results(new_results)
@@ -503,3 +506,14 @@ def _cancelled_report(key: AttemptKey, now: Moment) -> Report:
 def _killed_outcome(outcome: Outcome) -> Outcome:
     """Return the outcome of a killed attempt, which is never a success."""
     return replace(outcome, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
+
+
+def _is_stopped(outcome: Outcome) -> bool:
+    """Return True if the attempt ran, and its node ended it to leave."""
+    return outcome.reason is EndReason.DRAINING and outcome.started_ms is not None
+
+
+def _lost_outcome(outcome: Outcome) -> Outcome:
+    """Return the outcome of a stopped attempt that no other may follow."""
+    detail = f"its node stopped while it ran ({outcome.detail})"
+    return replace(outcome, reason=EndReason.LOST, detail=detail)

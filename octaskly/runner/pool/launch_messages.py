@@ -6,6 +6,8 @@ import errno
 import os
 from typing import Any
 
+from msgspec.structs import replace
+
 from octaskly.core.model.arrays import INDEX_VARIABLE, ITEM_VARIABLE
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import TaskOptions
@@ -115,7 +117,7 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
     if end_reason == "timeout":
         exit_code, number, reason = TIMEOUT_EXIT_CODE, None, EndReason.TIMEOUT
     elif end_reason == "draining":
-        return released_outcome(EndReason.DRAINING, _describe_exit(status))
+        return _stopped_outcome(status, started_ms, ended_ms, duration_ms)
     elif end_reason == "limit":
         reason = EndReason.LIMIT
     elif end_reason == "cancelled":
@@ -141,9 +143,17 @@ def outcome_of_end(fields: list[Any]) -> Outcome:
     )
 
 
-def _describe_exit(status: int) -> str:
-    """Return the end of the first process, for an attempt that is released."""
-    return f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
+def _stopped_outcome(
+    status: int, started_ms: int, ended_ms: int, duration_ms: int
+) -> Outcome:
+    """Return the outcome of an attempt that its node ended to leave."""
+    text = f"ended by signal {-status}" if status < 0 else f"ended with code {status}"
+    return replace(
+        released_outcome(EndReason.DRAINING, text),
+        started_ms=started_ms,
+        ended_ms=ended_ms,
+        duration_ms=duration_ms,
+    )
 
 
 def clean_detail(text: str) -> str:

@@ -31,7 +31,7 @@ from tests.support.builders import (
 from tests.support.worker import D, assignment
 
 FAILED = outcome(AttemptState.FAILED, EndReason.SIGNAL)
-GIVEN_BACK = released(EndReason.DRAINING)
+GIVEN_BACK = released(EndReason.DRAINING, "it failed while its node stopped")
 BORN_S = 100.0
 
 

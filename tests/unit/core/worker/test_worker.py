@@ -27,10 +27,12 @@ from octaskly.core.model.nodes import (
     OperatorHold,
     Pressure,
 )
+from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.model.tree_sizes import HELD_MAX
 from octaskly.core.protocol.messages import (
+    Assign,
     HeldBlobs,
     Probe,
     ProbeOk,
@@ -199,6 +201,34 @@ def test_a_drained_worker_returns_waiting_and_new_attempts() -> None:
     assert drained == [ReleaseWaiting(), report_of(NodeState.DRAINING, 0)]
     assert effects == [send_results(report(end=released(EndReason.DRAINING)), credit=0)]
     assert worker.availability.state is NodeState.DRAINING
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "has_begun", "reason"),
+    [
+        (Retry(), True, EndReason.DRAINING),
+        (Retry(on_lost=False), True, EndReason.LOST),
+        (Retry(on_lost=False), False, EndReason.DRAINING),
+    ],
+)
+def test_a_stopped_attempt_that_must_not_run_twice_is_lost(
+    retry_on: Retry, has_begun: bool, reason: EndReason
+) -> None:
+    """It may have done half of its work; only one that never began is repeated."""
+    worker = attached_worker()
+    task = replace(spec(), options=TaskOptions(retry=retry_on))
+    worker.on_assign(D, Assign(epoch(1, "d"), ((attempt(), task),)), moment())
+    worker.stop_attempts()
+    end = replace(
+        released(EndReason.DRAINING, "ended by signal 15"),
+        started_ms=5 if has_begun else None,
+    )
+
+    effects = worker.on_attempts_ended(attempts_ended(report(end=end)), moment())
+
+    said = [m for each in effects if isinstance(each, Send) for m in each.messages]
+    (reported,) = [r.outcome for m in said if isinstance(m, Results) for r in m.reports]
+    assert (reported.state, reported.reason) == (AttemptState.RELEASED, reason)
 
 
 def test_the_end_of_draining_is_reported_at_once() -> None:
