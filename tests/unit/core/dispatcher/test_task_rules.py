@@ -126,6 +126,7 @@ def test_an_attempt_that_did_not_run_is_always_followed(reason: EndReason) -> No
     [
         ((EndReason.INPUTS,), EndReason.INPUTS, TaskState.FAILED),
         ((EndReason.ROOM,), EndReason.INPUTS, ROOM_WAIT_S),
+        ((EndReason.ROOM, EndReason.ROOM), EndReason.ROOM, 3 * ROOM_WAIT_S),
         ((EndReason.INPUTS,), EndReason.ROOM, ROOM_WAIT_S),
         ((EndReason.ROOM, EndReason.INPUTS), EndReason.INPUTS, TaskState.FAILED),
     ],
