@@ -79,6 +79,8 @@ class Reconciler:
 
         None stands for all workers of the previous epoch: the reattach window.
         """
+        self._slots_of_absent: dict[NodeId, int] = {}
+        """Slots of those that were linked in this epoch; others are not known."""
         self._unread: dict[TaskId, None] = {}
         """Tasks to read once the log is trusted."""
         self._unrepeated: dict[TaskId, None] = {}
@@ -198,7 +200,7 @@ class Reconciler:
             and task.attempt.stream != own_stream
         ]
         if not self.is_log_behind:
-            self._step.lose_attempts(unlisted, now)
+            self._step.lose_attempts(node, unlisted, self._pool.slots(node), now)
             return
         for task in unlisted:
             task.is_worker_confirmed = False
@@ -207,15 +209,18 @@ class Reconciler:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
         held_tasks = self._queue.tasks.held_by(node)
         window_end_s = self._awaited.get(None, 0.0)
-        if now.mono_s < window_end_s:
+        if now.mono_s < window_end_s or self.is_log_behind:
             if held_tasks:
-                self._awaited[node] = window_end_s
+                self._awaited[node] = max(window_end_s, now.mono_s)
+                self._slots_of_absent[node] = self._pool.slots(node)
+                self._set_timer()
             return False
         self._stop_awaiting(node)
-        self._step.lose_attempts(held_tasks, now)
+        self._step.lose_attempts(node, held_tasks, self._pool.slots(node), now)
         return True
 
     def _stop_awaiting(self, node: NodeId) -> None:
+        self._slots_of_absent.pop(node, None)
         if self._awaited.pop(node, None) is not None:
             self._set_timer()
 
@@ -244,7 +249,9 @@ class Reconciler:
                 break
             lost += len(held_tasks)
             del self._awaited[node]
-            self._step.lose_attempts(held_tasks, now)
+            if node is not None:
+                slots = self._slots_of_absent.pop(node, 0)
+                self._step.lose_attempts(node, held_tasks, slots, now)
         self._set_timer()
         return effects
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate
 
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
@@ -65,6 +65,7 @@ from octaskly.core.scheduling.locality import Locality
 from octaskly.core.scheduling.matching import Matcher
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
+from octaskly.core.scheduling.task_table import Held
 from octaskly.core.scheduling.worker_pool import WorkerPool
 
 Assignment = tuple[AttemptId, TaskSpec]
@@ -198,10 +199,13 @@ class DispatchStep:
         """
         if task is None or task.stage is not Stage.LIVE or task.node is None:
             return False
-        slots = self.pool.slots(task.node)
-        held = self.queue.tasks.held_in_order(task.node)
-        before = takewhile(lambda other: other is not task, held)
-        return 0 < slots <= sum(other.slots for other in before)
+        return task in self._prefetched_at(task.node, self.pool.slots(task.node))
+
+    def _prefetched_at(self, node: NodeId, slots: int) -> set[Held]:
+        """Return what a worker with so many slots has not begun; 0: it is unknown."""
+        held = self.queue.tasks.held_in_order(node)
+        taken = accumulate((task.slots for task in held), initial=0)
+        return {task for task, n in zip(held, taken, strict=False) if 0 < slots <= n}
 
     def announce_ended(self, tasks: Iterable[TaskId]) -> None:
         """Let those know who wait for the end of these tasks, once it is safe."""
@@ -242,9 +246,11 @@ class DispatchStep:
         """Give a worker the room that its attempts in hand leave."""
         self.pool.set_held(node, self.queue.tasks.held_at(node))
 
-    def lose_attempts(self, tasks: Sequence[QueuedTask], now: Moment) -> None:
-        """Give up the live attempts of one worker."""
-        waiting = [task for task in tasks if self.is_prefetched(task)]
+    def lose_attempts(
+        self, node: NodeId, tasks: Sequence[QueuedTask], slots: int, now: Moment
+    ) -> None:
+        """Give up live attempts of a worker; `slots`: that it has, 0 if unknown."""
+        waiting = self._prefetched_at(node, slots)
         for task in tasks:
             self.lose_attempt(task, now, has_begun=task not in waiting)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
 from octaskly.core.dispatcher.reconciliation import LOG_WAIT_S_MAX, LOGS_GIVEN_UP
 from octaskly.core.dispatcher.task_rules import LOSSES_MAX, superseded_end
@@ -54,6 +56,7 @@ from tests.support.dispatcher import (
     dispatcher_with,
     found,
     live_attempt,
+    reattach_report,
     results_message,
     send_assignment,
     send_kill,
@@ -384,6 +387,43 @@ def test_an_absent_worker_is_awaited_while_a_log_may_have_its_ends() -> None:
     _, *effects = world.dispatch.on_time(moment(9))
 
     assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
+
+
+def test_a_worker_that_goes_down_is_awaited_while_a_log_may_have_its_ends() -> None:
+    """It reported that it does not run the attempt, which may have ended elsewhere."""
+    world = behind(task_record("t", live_attempt(B)), a=1, b=1)
+    world.dispatch.on_reattach(*reattach_report("b", 1), moment(1))
+    for second in range(2, 9):
+        world.dispatch.reconciler.extend_waits(second, moment(second))
+        world.dispatch.on_time(moment(second))
+
+    assert world.dispatch.on_worker_down(B, moment(8)) == []
+    world.dispatch.on_log_read(moment(9))
+    effects = world.dispatch.on_time(moment(9))
+
+    assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
+
+
+@pytest.mark.parametrize("down_s", [1.0, LATE])
+def test_what_waited_on_a_worker_that_went_down_is_not_blamed(down_s: float) -> None:
+    """In the reattach window as after it: two of three waited for the only slot."""
+    names = {name: attempt(1, seq=n) for n, name in enumerate("tuv", start=1)}
+    live = tuple(task_record(name, live_attempt(B, of)) for name, of in names.items())
+    world = dispatcher_with(live=live)
+    world.dispatch.on_worker_up(node_info("b", 1), moment())
+    listed = tuple((of, spec(name)) for name, of in names.items())
+    world.dispatch.on_reattach(B, Reattach(listed, 3, NodeState.READY), moment())
+    world.commit()
+
+    effects = world.dispatch.on_worker_down(B, moment(down_s))
+    effects += world.dispatch.on_time(moment(LATE))
+
+    ends = [fact for fact in appended_facts(effects) if isinstance(fact, Finished)]
+    assert [(end.task, end.outcome.reason) for end in ends] == [
+        ("t", EndReason.LOST),
+        ("u", EndReason.RETURNED),
+        ("v", EndReason.RETURNED),
+    ]
 
 
 def test_tasks_of_another_log_are_read_once_all_logs_are() -> None:
