@@ -29,7 +29,7 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal, WhenDurable
-from octaskly.core.replies import TasksPurged
+from octaskly.core.replies import NotDispatching, TasksPurged
 
 CLOCK_GAIN_MS_MAX = 3_600_000  #: most that a wall clock may plausibly gain in one epoch
 FLOOR_STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
@@ -75,8 +75,6 @@ class Compaction:
         """
         self._written_floor = NO_FLOOR
         self._has_warned = False
-        self._purge_hlc = 0
-        self._purge_requests = {}
         self._started_at = now
         # An agent that crashes again and again never reaches the end of the period.
         has_many_streams = len(self._journal.vector) > STREAMS_KEPT
@@ -94,6 +92,12 @@ class Compaction:
         self._purge_requests[event.ticket] = 0
         self._due_s = now.mono_s
         self.set_timer(now)
+
+    def drop_requests(self) -> list[Effect]:
+        """Answer at the end of an epoch that the next dispatcher has to be asked."""
+        self._purge_hlc = 0
+        tickets, self._purge_requests = list(self._purge_requests), {}
+        return [Answer(ticket, NotDispatching()) for ticket in tickets]
 
     def set_timer(self, now: Moment) -> None:
         """Set the timer for what is to be stated or asked; a floor may have come."""

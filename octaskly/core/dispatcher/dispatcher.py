@@ -157,6 +157,7 @@ class Dispatcher:
         return [
             *(Answer(ticket, NotDispatching()) for ticket in tickets),
             *self._task_changes.drop_requests(),
+            *self.compaction.drop_requests(),
         ]
 
     def pause_accepting(self) -> None:

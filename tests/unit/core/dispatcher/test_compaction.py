@@ -55,7 +55,7 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replies import TasksPurged
+from octaskly.core.replies import NotDispatching, TasksPurged
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -321,6 +321,14 @@ def test_a_request_to_forget_during_a_plan_is_planned_next() -> None:
     done = world.dispatch.on_store_answer(FloorPlanned(None), moment(6))
 
     assert done == [Answer(3, TasksPurged(0)), Answer(4, TasksPurged(0))]
+
+
+def test_a_request_to_forget_is_answered_when_the_epoch_ends() -> None:
+    """The client asks the next dispatcher at once."""
+    world = dispatcher_with()
+    asked_to_forget(world, 3, 60)
+
+    assert world.dispatch.stop_dispatching() == [Answer(3, NotDispatching())]
 
 
 def test_an_epoch_starts_with_the_known_floor() -> None:
