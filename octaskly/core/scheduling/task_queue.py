@@ -362,8 +362,9 @@ class TaskQueue:
             if spec is None or spec.array is not None or record.id in self.tasks:
                 continue
             is_waiting = record.state is TaskState.QUEUED and record.waits_for is None
-            if is_waiting and self.lanes.admitting_lane(spec, record.ord) is not None:
-                self._enqueue(self.task_from_record(record))
+            lane = self.lanes.admitting_lane(spec, record.ord) if is_waiting else None
+            if lane is not None:
+                self._add_record(record, lane.key)
         self._trim_lanes()
 
     def _trim_lanes(self) -> None:

@@ -24,12 +24,20 @@ from octaskly.core.events import (
     UnblockedLoaded,
     UnblockedTask,
 )
-from octaskly.core.log.facts import Assigned, Decided, Fact, Finished, TaskCancelled
+from octaskly.core.log.facts import (
+    Assigned,
+    Decided,
+    Fact,
+    Finished,
+    Reprioritized,
+    TaskCancelled,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import (
     MAX_FAILS_CANCELLER,
     ArrayProgress,
     member_id,
+    member_spec,
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
@@ -433,3 +441,39 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> Non
     ends = [Attempt(attempt(n), A, AttemptState.FAILED, FAILED) for n in (1, 2)]
     effects = found(world, replace(log, attempts=tuple(ends)))
     assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(2), A)]
+
+
+def test_a_read_member_of_a_moved_array_does_not_start_after_its_cancel() -> None:
+    """The array's priority was changed, so members that are read are queued anew."""
+    moved = Reprioritized(ARRAY, 1, 1, 5)
+    whole = replace(spec(ARRAY), options=TaskOptions(array=ArraySpec(count=2)))
+    task = member_spec(whole, 0)
+    assert task is not None
+    running = TaskRecord(
+        task.id, task, attempts=(live_attempt(B),), reprioritized=moved
+    )
+    end = Attempt(attempt(), B, AttemptState.RELEASED, LOST_OUTCOME)
+    lost = replace(running, attempts=(end,))
+    one_runs = ArrayProgress(running=1, completed=1)
+    both = TaskRecord(ARRAY, whole, progress=one_runs, reprioritized=moved)
+    world = dispatcher_with(live=(running, both))
+    dispatch, now = world.dispatch, moment(LATE)
+    dispatch.on_worker_up(node_info("b", 1), moment())
+    listed = Reattach(((attempt(), task),), 1, NodeState.READY)
+    dispatch.on_reattach(B, listed, moment())
+    dispatch.on_time(now)
+    dispatch.on_tasks_loaded(TasksLoaded(1, (ARRAY,), (both,)), now)
+    dispatch.on_worker_down(B, now)
+    assert any(isinstance(effect, LoadTasks) for effect in world.commit(LATE))
+
+    one_waits = replace(both, progress=ArrayProgress(queued=1, completed=1))
+    cancel = CancelRequested(5, ARRAY, TaskState.RUNNING, False, "ann", one_waits)
+    dispatch.on_cancel_requested(cancel, now)
+    effects = dispatch.on_queued_loaded(QueuedLoaded(1, (lost,), has_more=False), now)
+    effects += dispatch.on_tasks_loaded(TasksLoaded(1, (task.id,), (lost,)), now)
+    dispatch.on_worker_up(node_info("a", 1), now)
+    effects += dispatch.on_reattach(*reattach_report("a", 1), now)
+
+    appends = [effect for effect in effects if isinstance(effect, Append)]
+    facts = [entry.fact for append in appends for entry in append.entries]
+    assert not any(isinstance(fact, Assigned) for fact in facts)
