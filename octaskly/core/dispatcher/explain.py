@@ -272,7 +272,7 @@ class Explainer:
         if missing_text is not None:
             return _describe_lost_node(members, requires) or missing_text
         reservation = self._step.matcher.reservation
-        if reservation is not None and reservation.ord == task.spec.ord:
+        if reservation is not None and reservation.ord == task.ord:
             name = next(
                 (m.name for m in members if m.id == reservation.node), reservation.node
             )

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.effects import Answer
+from octaskly.core.events import ReprioritizeRequested
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.ids import Moment, task_name
@@ -238,16 +239,22 @@ def test_granted_resources_are_reported() -> None:
     ]
 
 
-def test_a_reserved_worker_is_reported_to_both_tasks() -> None:
+@pytest.mark.parametrize("priority", [None, 5])
+def test_a_reserved_worker_is_reported_to_both_tasks(priority: int | None) -> None:
     """To the task with the reservation, and to the one that was passed over."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("t0"), draft("t1"))
     mesh.ask(draft_requiring("pair", Requirements(cpus=2)))
+    tasks = mesh.dispatch._queue.tasks._tasks.values()
+    pair = next(task for task in tasks if task.spec.command == "pair")
+    name = pair.spec.id
+    if priority is not None:
+        change = ReprioritizeRequested(9, pair.record, priority)
+        mesh.dispatch.on_reprioritize_requested(change, moment())
+        mesh.commit()
     late = RESERVE_AFTER_S + 1
     mesh.ask(draft("later"), at=late)
     mesh.end("t0", at=late)
-    pair = mesh.dispatch._queue.tasks._tasks.values()
-    name = next(task.spec.id for task in pair if task.spec.command == "pair")
 
     later = explained(mesh, "later", roster_line(B), at=late)
 
