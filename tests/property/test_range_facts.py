@@ -44,7 +44,7 @@ from octaskly.core.log.range_facts import (
 from octaskly.core.log.range_rows import RUNNING
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.arrays import attempt_at, member_id
-from octaskly.core.model.ids import AttemptId, TaskId, Vector
+from octaskly.core.model.ids import AttemptId, TaskId, Vector, task_name
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import (
     AttemptState,
@@ -69,7 +69,8 @@ from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 from tests.property.test_store import interleaved
 
-ARRAY = kit.task_id(1)
+ARRAY = TaskId("build~0123456789abcd")
+"""As the command line and the clients choose ids: the log adds a hash."""
 COUNT, FIRST, STEP = 6, 3, 2
 SPEC = TaskSpec(
     ARRAY,
@@ -170,7 +171,9 @@ def shown(db: sqlite3.Connection) -> dict[str, object]:
     found["stats"] = queries.read_stats(db)
     packer = kit.PicklePacker()
     found["recent"] = change_feed.read_recent_attempts(db, packer, 0, 20)
-    found["named"] = queries.read_tasks_by_name(db, ids)
+    names = list(map(task_name, ids))
+    found["named"] = queries.read_tasks_by_name(db, names)
+    found |= {name: queries.read_task(db, name) for name in names}
     found["live"] = queue.load_live_tasks(db, LoadLive(1, 0, 5))
     looked_up = queue.load_tasks(db, LoadTasks(1, tuple(map(TaskId, ids))))
     found["looked up"] = {record.id: record for record in looked_up.records}
@@ -327,6 +330,37 @@ def test_a_snapshot_with_ranges_is_joined_as_one_of_members(
         assert [queries.read_task(db, ARRAY), _left(db)] == [None, []]
     for db in (ranged, plain, *joined):
         db.close()
+
+
+def test_members_of_two_arrays_with_one_name_have_different_names() -> None:
+    """Two halves of a split accepted them; no member has a row of its own."""
+    later = replace(SPEC, id=TaskId("build~fedcba98765432"), ord=2)
+    first, second = FIRST_ATTEMPTS
+    facts: list[Fact] = [
+        Submitted(later),
+        Submitted(SPEC),
+        MembersAssigned(later.id, second, NODES[1], FIRST, STEP, COUNT),
+        MembersAssigned(ARRAY, first, NODES[0], FIRST, STEP, COUNT),
+    ]
+    db = kit.database()
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+    assert db.execute("SELECT count(*) FROM tasks").fetchone() == (2,)
+
+    last = number(COUNT - 1)
+    name = f"build.{last}"
+    expected = [member_id(ARRAY, last), member_id(later.id, last)]
+
+    for ref, task in zip((name, f"{name}~2"), expected, strict=True):
+        record = queries.read_task(db, ref)
+        assert record is not None
+        assert (record.id, record.name) == (task, ref)
+    assert [r.id for r in queries.read_tasks_by_name(db, [name])[name]] == expected
+    listed = pages.read_task_page(db, TaskQuery(array=later.id, limit=COUNT)).records
+    assert [record.name for record in listed] == [
+        f"build.{number(at)}~2" for at in range(COUNT)
+    ]
+    db.close()
 
 
 def test_a_snapshot_has_a_range_whose_first_member_is_apart() -> None:

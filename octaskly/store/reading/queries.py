@@ -129,9 +129,6 @@ def read_tasks_by_name(
     With `is_brief`, the tasks have only what a list shows.
     """
     ids = task_name_collisions.ids_of(db, names)
-    others = [TaskId(name) for name in names if name not in ids]
-    for each in member_ranges.rows_by_id(db, others):
-        ids[each.row[1]] = [each.row[1]]
     columns = rows.LIST_COLUMNS if is_brief else rows.TASK_COLUMNS
     build = arrays.listed_records if is_brief else arrays.records_without_outputs
     records: dict[TaskId, TaskRecord] = {}

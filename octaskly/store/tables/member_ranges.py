@@ -82,9 +82,13 @@ class StoredRange(Struct, array_like=True):
         end = self.members[offset]
         return self.hlc + (offset if isinstance(end, int) else end.later_hlc)
 
+    def member_at(self, offset: int) -> TaskId:
+        """Return the id of a member."""
+        return member_id(self.array, self.number + self.step * offset)
+
     def record_at(self, offset: int) -> TaskRecord:
         """Return what the facts alone say of a member."""
-        task = member_id(self.array, self.number + self.step * offset)
+        task = self.member_at(offset)
         attempt, end = attempt_at(self.attempt, offset), self.members[offset]
         if isinstance(end, int):
             return TaskRecord(task, attempts=(Attempt(attempt, self.node),))
@@ -150,12 +154,14 @@ def rows_between(
 
 def rows_by_key(db: sqlite3.Connection, keys: Iterable[int]) -> Iterator[MemberRow]:
     """Yield the rows of members in ranges with these keys, in the order of `keys`."""
-    start, stored = 0, None
-    for key in keys:
-        if stored is None or not start <= key < start + len(stored.members):
-            start, stored = find_range(db, key) or (0, None)
-        if stored is not None and stored.members[key - start] != APART:
-            yield _row_at(start, stored, key - start)
+    for start, stored, offset in _places_of(db, keys):
+        yield _row_at(start, stored, offset)
+
+
+def ids_in_ranges(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[TaskId]:
+    """Return those tasks that are members in ranges, ordered by key."""
+    places = _places_of(db, sorted(_keys_of(db, ids)))
+    return [stored.member_at(offset) for _, stored, offset in places]
 
 
 def merged_by_key(
@@ -271,6 +277,18 @@ def write_ranges(
 # The first bound is there for the index: no range has more than `RANGE_MAX` members.
 _BETWEEN: Final = "FROM member_ranges WHERE key > ? AND key <= ? AND key + n > ?"
 _KEY_MAX: Final = (1 << 62) - 1
+
+
+def _places_of(
+    db: sqlite3.Connection, keys: Iterable[int]
+) -> Iterator[tuple[int, StoredRange, int]]:
+    """Yield key of the range, range and offset of each key that is in a range."""
+    start, stored = 0, None
+    for key in keys:
+        if stored is None or not start <= key < start + len(stored.members):
+            start, stored = find_range(db, key) or (0, None)
+        if stored is not None and stored.members[key - start] != APART:
+            yield start, stored, key - start
 
 
 def _keys_of(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:

@@ -53,11 +53,7 @@ class RangeWrites:
         self._moves.clear()
 
     def apply_entry(self, array: ProjectedTask, entry: Entry, fact: RangeFact) -> bool:
-        """Apply a fact to a range; return False if that is impossible as a whole.
-
-        Arrays with a chosen name have no ranges: the names of their members may not be
-        unique, and are compared in SQL.
-        """
+        """Apply a fact to a range; return False if that is impossible as a whole."""
         key = _key_of(array, fact)
         if key is None or array.members is None:
             return False
@@ -245,7 +241,7 @@ class RangeWrites:
 def _key_of(array: ProjectedTask, members: RangeFact | RangeRow) -> int | None:
     """Return the key of the member with this number; None if no range may have it."""
     spec = None if array.spec is None else array.spec.array
-    if spec is None or array.members is None or "~" in members.array:
+    if spec is None or array.members is None:
         return None
     position = spec.position(members.number)
     if position is None or members.step != spec.step:
