@@ -49,7 +49,6 @@ from octaskly.runner.blobs.holder_connection import (
 )
 from octaskly.runner.blobs.lenders import (
     ASK_AGAIN_S,
-    LENDER_WAIT_S,
     Lenders,
 )
 from octaskly.runner.blobs.pieces import (
@@ -58,6 +57,11 @@ from octaskly.runner.blobs.pieces import (
 from octaskly.runner.blobs.uploads import disk_error
 from octaskly.runner.input_sources import SourceTally
 
+ROOM_WAIT_S: Final = 10.0
+"""Until lent files for which there is no room are left to other nodes.
+
+Tasks here that end meanwhile make room at once.
+"""
 HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
 FIND_TRIES: Final = 10  #: while the dispatcher changes, or a node restarts
 FIND_PAUSE_S: Final = 2.0
@@ -283,7 +287,10 @@ class BlobFetcher:
             # Others that wait for room, too, may go on with less than it takes.
             self.blob_store.release_copies(sizes)
             raise FilesAwaited(
-                str(error), retry_s=ASK_AGAIN_S, wait_s_max=LENDER_WAIT_S
+                str(error),
+                retry_s=ASK_AGAIN_S,
+                wait_s_max=ROOM_WAIT_S,
+                no_room=error.message,
             ) from None
 
     def _files_of(self, tree: BlobRef) -> str:

@@ -54,13 +54,19 @@ class FilesAwaited(Exception):
         retry_s: When to try again.
         wait_s_max: How long to wait in all while none arrives, because the client is
             away or there is no room here.
+        no_room: Why there is none; "" if they are not sent.
     """
 
     def __init__(
-        self, message: str, *, retry_s: float, wait_s_max: float = inf
+        self,
+        message: str,
+        *,
+        retry_s: float,
+        wait_s_max: float = inf,
+        no_room: str = "",
     ) -> None:
         super().__init__(message)
-        self.retry_s, self.wait_s_max = retry_s, wait_s_max
+        self.retry_s, self.wait_s_max, self.no_room = retry_s, wait_s_max, no_room
 
 
 class Wanted(NamedTuple):

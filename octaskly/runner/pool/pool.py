@@ -548,6 +548,9 @@ class Pool:
         elif item.stalled_since_s is None:
             item.stalled_since_s = now_s
         elif now_s - item.stalled_since_s > awaited.wait_s_max:
+            if awaited.no_room:
+                self._return_for_room(item, NoRoom("its files", awaited.no_room))
+                return
             self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
             return
         self._sources.set_awaited((item.spec.id, item.attempt), str(awaited))

@@ -347,7 +347,11 @@ LENT = TaskOptions(
 
 
 def await_files(
-    monkeypatch: pytest.MonkeyPatch, *, tries: int, wait_s_max: float
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tries: int,
+    wait_s_max: float,
+    no_room: str = "",
 ) -> None:
     """Have the files of a lent tree come at the last of so many tries."""
     left = [tries]
@@ -355,7 +359,9 @@ def await_files(
     def fetch_tree(*_: object, **_tally: object) -> list[str]:
         left[0] -= 1
         if left[0]:
-            raise FilesAwaited("1 not sent", retry_s=0.01, wait_s_max=wait_s_max)
+            raise FilesAwaited(
+                "1 not sent", retry_s=0.01, wait_s_max=wait_s_max, no_room=no_room
+            )
         return []
 
     monkeypatch.setattr(BlobFetcher, "fetch_tree", fetch_tree)
@@ -386,6 +392,18 @@ async def test_an_attempt_whose_client_stays_away_lacks_its_inputs(
         outcome = await made.run("true", options=LENT)
 
     assert (outcome.reason, outcome.detail) == (EndReason.INPUTS, "1 not sent")
+
+
+async def test_an_attempt_without_room_for_the_files_of_a_client_is_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nodes may have room, and the task does not fail."""
+    await_files(monkeypatch, tries=1000, wait_s_max=0.05, no_room="full")
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true", options=LENT)
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.ROOM)
+    assert outcome.detail == "space for its files on rig (full)"
 
 
 @pytest.mark.parametrize("reason", [EndReason.CANCELLED, EndReason.DRAINING])
