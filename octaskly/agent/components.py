@@ -423,6 +423,7 @@ class Components:
             dispatcher=self.gateway.dispatcher,
             other_nodes=holders.others,
             find_forgotten=self.gateway.find_forgotten,
+            keep_inputs=self._tree_keeper.keep_needed_files,
         )
         self.gateway.on_purged = self._forgotten_outputs.announce
         self._visitor_files = VisitorFiles(

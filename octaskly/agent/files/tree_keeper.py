@@ -132,17 +132,23 @@ class TreeKeeper:
             self._inputs_due_s, max(self._outputs_due_s, checked_s + CHECK_S_MIN)
         )
 
-    async def keep_needed_files(self, *, are_inputs_due: bool = True) -> None:
-        """Have the holders of files keep those that unfinished tasks name."""
+    async def keep_needed_files(self, *, are_inputs_due: bool = True) -> bool:
+        """Have the holders of files keep those that unfinished tasks name.
+
+        Returns:
+            False if some inputs are perhaps not kept.
+        """
         try:
             needed = await self._needed_files()
         except StoreError as error:
             self._log.warning("inputs not kept", error=str(error))
-            return
+            return False
         await self._keep_outputs(needed.outputs_of)
-        if are_inputs_due:
-            await self._keep_inputs(needed)
-            await self._size_some(needed.trees)
+        if not are_inputs_due:
+            return True
+        are_kept = await self._keep_inputs(needed)
+        await self._size_some(needed.trees)
+        return are_kept
 
     async def _keep_outputs(self, tasks: Collection[str]) -> None:
         """Have the outputs of tasks kept that have ended; look again for the others."""
@@ -203,7 +209,8 @@ class TreeKeeper:
         """Keep captured outputs for `RETENTION_S`; return which are here, by index."""
         return await asyncio.to_thread(self._copies.mark_needed, outputs, RETENTION_S)
 
-    async def _keep_inputs(self, needed: NeededFiles) -> None:
+    async def _keep_inputs(self, needed: NeededFiles) -> bool:
+        are_kept = True
         by_node: dict[str, list[InputBlob]] = defaultdict(list)
         for tree in needed.trees:
             if not tree.is_lent:  # The client sends what a node deleted.
@@ -216,7 +223,9 @@ class TreeKeeper:
             else:
                 failures = await self._ask(name, some)
             if failures:
+                are_kept = False
                 self._log.warning("inputs not kept", node=name, failures=failures[:4])
+        return are_kept
 
     async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
         """Fetch what this node lacks of some inputs, and keep it for `RETENTION_S`."""

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import request_bodies, task_response
-from octaskly.api.schemas.files import KeptOutputsIn
+from octaskly.api.schemas.files import ForgottenNewsIn, KeptOutputsIn
 from octaskly.api.security import route_cost
 from octaskly.rest.tasks import ForgottenIndices
 
@@ -31,7 +31,8 @@ async def list_forgotten(request: Request) -> web.StreamResponse:
 
 async def wake(request: Request) -> web.StreamResponse:
     """Have this node ask the dispatcher soon."""
-    request.files.forgotten.wake()
+    asked = request_bodies.decode_body(ForgottenNewsIn, request.body)
+    request.files.forgotten.wake(may_release_inputs=asked.may_release_inputs)
     return json_response(b"{}", HTTPStatus.OK)
 
 
@@ -52,7 +53,7 @@ ROUTES = (
         cost=route_cost.CHEAP,
         access=Access.NODE,
         is_local=True,
-        body_type=request_bodies.EmptyIn,
+        body_type=ForgottenNewsIn,
         responses={200: None},
     ),
 )

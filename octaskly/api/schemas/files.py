@@ -83,6 +83,12 @@ class KeptOutputsIn(RequestBody):
     kept: Annotated[tuple[KeptOutput, ...], msgspec.Meta(max_length=KEPT_OUTPUTS_MAX)]
 
 
+class ForgottenNewsIn(RequestBody):
+    """Tasks were forgotten."""
+
+    may_release_inputs: bool = False  #: the others were used just now
+
+
 class OutputsIn(RequestBody):
     """Outputs that unfinished tasks need: task and attempt of each."""
 

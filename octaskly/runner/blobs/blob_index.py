@@ -106,6 +106,16 @@ class BlobIndex:
         self.stored_bytes += size_bytes - (before.size_bytes if before else 0)
         files[name] = Kept(size_bytes, until_s, used_s)
 
+    def expire(self, name: str) -> None:
+        """End the protection of a file, which was not used again.
+
+        Raises:
+            OSError: it is not in the folder.
+        """
+        kept, now_s = self.files()[name], self._now_s()
+        os.utime(self._folder / name, (kept.used_s, now_s))
+        self.files()[name] = kept._replace(until_s=now_s)
+
     def delete(self, name: str) -> None:
         """Delete a file."""
         (self._folder / name).unlink(missing_ok=True)

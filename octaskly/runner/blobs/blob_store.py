@@ -174,6 +174,15 @@ class BlobStore:
                 with suppress(OSError):
                     self._index.protect(sha256, kept.size_bytes, self._now_s())
 
+    def release_unused(self) -> None:
+        """Make files expire now that were not used for `COPY_RETENTION_S`."""
+        with self._lock:
+            now_s = self._now_s()
+            for name, kept in list(self._index.files().items()):
+                if kept.used_s < now_s - COPY_RETENTION_S and kept.until_s > now_s:
+                    with suppress(OSError):
+                        self._index.expire(name)
+
     def release_copies(self, sha256s: Iterable[str]) -> None:
         """Make files expire now, except those that are kept longer than copies."""
         with self._lock:

@@ -3,6 +3,10 @@
 Only the dispatcher can tell that a task is forgotten and not just unknown somewhere. So
 each node asks it from time to time, and soon after an operator's request to forget.
 Nothing is deleted without its answer.
+
+After such a request, input files that no unfinished task names may be deleted when
+space is needed, too: they would stay for an hour after their last use. The dispatcher
+first has the others kept.
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ class ForgottenOutputs:
         dispatcher: Returns the dispatcher, if one is known.
         other_nodes: Returns the other live nodes.
         find_forgotten: Answers if this node is dispatcher.
+        keep_inputs: Has the inputs of unfinished tasks kept, as dispatcher; returns
+            False if some are perhaps not kept.
     """
 
     def __init__(
@@ -64,16 +70,22 @@ class ForgottenOutputs:
         dispatcher: Callable[[], DispatcherView | None],
         other_nodes: Callable[[], Sequence[Holder]],
         find_forgotten: FindForgotten,
+        keep_inputs: Callable[[], Awaitable[bool]],
     ) -> None:
         self._archive, self._fetcher = archive, fetcher
         self._dispatcher, self._other_nodes = dispatcher, other_nodes
-        self._find_forgotten = find_forgotten
+        self._find_forgotten, self._keep_inputs = find_forgotten, keep_inputs
         self._woken = asyncio.Event()
         self._has_news = False  #: for other nodes
+        self._may_release_inputs = False
         self._telling = asyncio.Semaphore(TOLD_AT_ONCE)
 
-    def wake(self) -> None:
-        """Look soon: tasks were forgotten."""
+    def wake(self, *, may_release_inputs: bool = False) -> None:
+        """Look soon: tasks were forgotten.
+
+        With `may_release_inputs`, those that unfinished tasks name were used just now.
+        """
+        self._may_release_inputs |= may_release_inputs
         self._woken.set()
 
     def announce(self) -> None:
@@ -90,10 +102,15 @@ class ForgottenOutputs:
                     await self._woken.wait()
             self._woken.clear()
             has_news, self._has_news = self._has_news, False
+            if has_news:
+                self._may_release_inputs = await self._keep_inputs()
+            is_releasing, self._may_release_inputs = self._may_release_inputs, False
             async with asyncio.TaskGroup() as group:
                 for node in self._other_nodes() if has_news else ():
-                    group.create_task(self._wake_node(node))
+                    group.create_task(self._wake_node(node, is_releasing))
                 look = group.create_task(self.delete_forgotten())
+                if is_releasing:
+                    await asyncio.to_thread(self._fetcher.blob_store.release_unused)
             pause_s = CLEANUP_PERIOD_S if look.result() else RETRY_S
             await asyncio.sleep(PAUSE_S)
 
@@ -136,10 +153,11 @@ class ForgottenOutputs:
             raise HolderUnreachable("it named outputs that were not asked for")
         return answer
 
-    async def _wake_node(self, node: Holder) -> None:
+    async def _wake_node(self, node: Holder, may_release_inputs: bool) -> None:  # noqa: FBT001
+        body = {"may_release_inputs": may_release_inputs}
         async with self._telling:
             with suppress(*_FAILURES):  # It looks later by itself.
-                await asyncio.to_thread(self._post, node, WAKE_PATH, {})
+                await asyncio.to_thread(self._post, node, WAKE_PATH, body)
 
     def _post(self, node: Holder, path: str, body: object) -> Any:
         with self._fetcher.connections.connect_to(node) as connection:

@@ -146,6 +146,22 @@ def test_an_announced_file_takes_no_room_until_it_arrives(
     put(blob_store, b"c" * 300)
 
 
+def test_unused_files_make_room_and_stay_until_then(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """The least recently used goes first; what was used just now stays protected."""
+    first, second = put(blob_store, b"1" * 300), put(blob_store, b"2" * 300)
+    clock.now_s += COPY_RETENTION_S + 1
+    used = put(blob_store, b"3" * 300)
+
+    blob_store.release_unused()
+    put(blob_store, b"4" * 300)
+
+    assert blob_store.files_here([first, second, used]) == [second, used]
+    with pytest.raises(FileQuotaExceeded):
+        put(blob_store, b"5" * 600)
+
+
 def test_a_file_that_a_client_holds_stays_until_it_is_released(
     blob_store: BlobStore, clock: SetClock
 ) -> None:

@@ -57,13 +57,26 @@ class Dispatcher:
         self.forgotten = set(forgotten)
         self.sizes: list[int] = []
         self.posted: list[tuple[str, str]] = []
+        self.news: list[object] = []
         self.failure: Exception | None = None
+        self.keeps_inputs = True
+        self.releases = 0
         self.falsify: Callable[[dict[str, Any]], object] = lambda answer: answer
 
     async def find_forgotten(
         self, asked: Sequence[KeptOutput]
     ) -> tuple[Sequence[int], int]:
         return self.answer([each.task for each in asked]), FLOOR_MS
+
+    async def keep_inputs(self) -> bool:
+        return self.keeps_inputs
+
+    @property
+    def blob_store(self) -> Dispatcher:
+        return self
+
+    def release_unused(self) -> None:
+        self.releases += 1
 
     def answer(self, names: Sequence[str]) -> list[int]:
         self.sizes.append(len(names))
@@ -89,6 +102,7 @@ class _Connection:
     def post_json(self, path: str, body: Any, *, timeout_s: float) -> Any:
         self._dispatcher.posted.append((self._holder.name, path))
         if path == WAKE_PATH:
+            self._dispatcher.news.append(body)
             return {}
         names = [each[0] for each in body["kept"]]
         indices = self._dispatcher.answer(names)
@@ -102,14 +116,15 @@ def view_of(node: NodeId | None) -> DispatcherView | None:
 
 
 def outputs_of(
-    archive: Archive, dispatcher: Dispatcher, at: NodeId | None
+    archive: Archive, dispatcher: Dispatcher, at: NodeId | None, *others: Holder
 ) -> ForgottenOutputs:
     return ForgottenOutputs(
         cast("OutputArchive", archive),
         cast("BlobFetcher", dispatcher),
         dispatcher=lambda: view_of(at),
-        other_nodes=lambda: (),
+        other_nodes=lambda: others,
         find_forgotten=dispatcher.find_forgotten,
+        keep_inputs=dispatcher.keep_inputs,
     )
 
 
@@ -193,6 +208,26 @@ async def test_a_node_asks_again_soon_that_got_no_answer(
             await asyncio.sleep(0)
 
     looking.cancel()
+
+
+@pytest.mark.parametrize("are_kept", [True, False])
+async def test_inputs_are_released_once_those_of_unfinished_tasks_are_kept(
+    are_kept: bool,
+) -> None:
+    """Here and at all other nodes, and only after a request to forget."""
+    dispatcher = Dispatcher()
+    dispatcher.keeps_inputs = are_kept
+    outputs = outputs_of(Archive(), dispatcher, ME, Holder(OTHER, ("https://b",)))
+    looking = asyncio.create_task(outputs.run())
+
+    outputs.announce()
+    async with asyncio.timeout(5):
+        while not dispatcher.news or dispatcher.releases < are_kept:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    looking.cancel()
+    assert dispatcher.news == [{"may_release_inputs": are_kept}]
+    assert dispatcher.releases == are_kept
 
 
 @pytest.mark.parametrize(
