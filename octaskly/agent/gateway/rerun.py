@@ -13,7 +13,7 @@ from octaskly.core.model.arrays import ITEMS_BYTES_MAX
 from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import TaskSpec, priority_of
 from octaskly.errors import NothingToRetry, TaskNotEnded
 from octaskly.store import Store
 
@@ -38,7 +38,7 @@ async def build_retry(record: TaskRecord, store: Store, submitter: str) -> Submi
     spec = record.spec
     if spec is None or not record.state.is_final:
         raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
-    draft = rerun_draft(spec)
+    draft = replace(rerun_draft(spec), priority=priority_of(record.ord))
     if spec.array is not None:
         draft = await _draft_of_unsuccessful(record, spec.array, draft, store)
     return Submission(

@@ -57,7 +57,7 @@ from octaskly.core.model.arrays import (
     ITEM_VARIABLE,
     ITEMS_BYTES_MAX,
 )
-from octaskly.core.model.task_options import ITEM_BYTES
+from octaskly.core.model.task_options import ITEM_BYTES, ITEMS_MAX
 from octaskly.files.manifest import ENTRIES_MAX
 from octaskly.files.output_patterns import has_wildcards, prefixes
 from octaskly.rest.client_types import Task
@@ -154,14 +154,14 @@ def _check(items: Sequence[str]) -> None:
         if "\0" in item:
             raise click.UsageError(f"item {number} contains a NUL character; see -0")
         total += size_bytes + ITEM_BYTES
-    if total > ITEMS_BYTES_MAX:
+    if total > ITEMS_BYTES_MAX or len(items) > ITEMS_MAX:
         raise _too_many()
 
 
 def _too_many() -> click.UsageError:
     return click.UsageError(
-        f"the items exceed {size(ITEMS_BYTES_MAX)}, including {ITEM_BYTES} "
-        "bytes of overhead for each; submit them in parts, for example "
+        f"more than {ITEMS_MAX} items or {size(ITEMS_BYTES_MAX)}, including "
+        f"{ITEM_BYTES} bytes of overhead for each; submit them in parts, for example "
         "with split -l 10000"
     )
 

@@ -152,6 +152,6 @@ class BlobRoom:
 def _no_room(size_bytes: int) -> FileQuotaExceeded:
     return FileQuotaExceeded(
         f"not enough space for {size_bytes} more bytes of files on this node",
-        hint="a file may be deleted an hour after its last use; raise the agent's"
-        " --files-quota, or free disk space",
+        hint="a file may be deleted an hour after its last use, or a minute after"
+        " octaskly forget; raise the agent's --files-quota, or free disk space",
     )

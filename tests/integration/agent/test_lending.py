@@ -471,7 +471,8 @@ def test_a_client_waits_for_room_and_says_so(
 
     assert said == (
         f"waiting for free space on the node: {NO_ROOM};"
-        " a file may be deleted an hour after its last use;"
+        " a file may be deleted an hour after its last use, or a minute after"
+        " octaskly forget;"
         " raise the agent's --files-quota, or free disk space\n"
     )
     assert process.returncode == 130, rest

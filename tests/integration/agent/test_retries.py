@@ -54,6 +54,24 @@ def test_an_unlisted_exit_code_is_final(agent: Agent) -> None:
     assert finished(agent, again["id"])["exit_code"] == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"array": {"range": "1-3"}}])
+def test_a_repeated_task_keeps_its_changed_priority(
+    agent: Agent, options: dict[str, object]
+) -> None:
+    """It was put back so that others go first, and still should be."""
+    nowhere = {"labels": {"no": "node"}}
+    task = submit(agent, "true", priority=2, requires=nowhere, **options)
+    path = f"{TASKS}/{task}"
+    assert agent.call("POST", f"{path}/reprioritize", {"priority": -7})[0] == 200
+    agent.call("DELETE", path)
+
+    name = agent.call("POST", f"{path}/retry")[1]["id"]
+
+    agent.call("DELETE", f"{TASKS}/{name}")
+    again = agent.call("GET", f"{TASKS}/{name}")[1]
+    assert (again["retry_of"], again["priority"]) == (task, -7)
+
+
 def test_a_task_is_repeated_once_by_any_admin(agent: Agent) -> None:
     """Each node's local user is another subject, but means the same failure."""
     task = submit(agent, "exit 4")
