@@ -316,6 +316,8 @@ class DispatchStep:
         self.announce_ended((task.spec.id,))
         if final is before:
             return
+        if task.stage is Stage.ENDED and before is None:
+            self.queue.count_end(task)  # It was never queued in memory.
         if not _is_live_end(task, fact):
             self.carry_out_verdict(task, before)
         if final is TaskState.FAILED and task.array is not None:

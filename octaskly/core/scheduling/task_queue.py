@@ -176,6 +176,9 @@ class TaskQueue:
         for task in self._looked_up[len(answer.tasks) :]:
             self.look_up_task(task)
         records = self._current_records(answer.records, number, self.look_up_task)
+        for record in records:  # Another node's log may have changed its end.
+            if record.id in self._recent_finals and record.state.is_final:
+                self._recent_finals[record.id] = record.state
         return [t for t in answer.tasks if t not in self._lookups], records
 
     def _current_records(
@@ -510,10 +513,15 @@ class TaskQueue:
 
     def end(self, task: QueuedTask) -> None:
         """Remove the task from the queue; if it is not final, it is read again."""
-        if (final := task.final_state) is not None:
-            # An array does not count, because its members do.
-            self.ended_counts[final] += task.remaining is None
+        if task.final_state is not None:
+            self.count_end(task)
         self._move_to(Stage.ENDED, task)
+
+    def count_end(self, task: QueuedTask) -> None:
+        """Count a task that has ended; an array does not count, as its members do."""
+        assert task.final_state is not None
+        is_array = task.remaining is not None or task.spec.array is not None
+        self.ended_counts[task.final_state] += not is_array
 
     def add_shadow(self, record: TaskRecord) -> QueuedTask:
         """Add an ended task, so that a pending read cannot return its old state."""

@@ -804,3 +804,16 @@ def test_a_task_that_the_store_reports_ended_is_not_queued() -> None:
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     assert effects == []
+
+
+@pytest.mark.parametrize("are_in_memory", [True, False])
+def test_cancelled_tasks_are_counted_in_memory_or_not(are_in_memory: bool) -> None:
+    """Most of a long queue is in the store only."""
+    waiting = [task_record(name) for name in "abc"]
+    world = dispatcher_with(*waiting if are_in_memory else ())
+
+    for record in waiting:
+        world.dispatch.on_cancel_requested(cancel_request(task=record.id), moment())
+        world.commit()
+
+    assert world.dispatch.ended_counts[TaskState.CANCELLED] == 3

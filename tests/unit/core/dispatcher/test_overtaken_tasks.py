@@ -39,7 +39,7 @@ from octaskly.core.model.arrays import (
     member_id,
     member_spec,
 )
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
@@ -66,6 +66,8 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     T,
     appended_facts,
+    cancel_reply,
+    cancel_request,
     deliver_results,
     dispatcher_running_t,
     dispatcher_with,
@@ -477,3 +479,26 @@ def test_a_read_member_of_a_moved_array_does_not_start_after_its_cancel() -> Non
     appends = [effect for effect in effects if isinstance(effect, Append)]
     facts = [entry.fact for append in appends for entry in append.entries]
     assert not any(isinstance(fact, Assigned) for fact in facts)
+
+
+def test_an_end_that_another_log_corrects_is_what_a_cancel_answers() -> None:
+    """The task failed here and left memory; an attempt of a split had succeeded."""
+    world = dispatcher_running_t(b=1)
+    failed = results_message(report(end=FAILED))
+    deliver_results(world.dispatch, B, failed, moment())
+    world.commit()
+    split = AttemptId(1, StreamId(99), 5, 1)
+    record = task_record(
+        "t",
+        Attempt(split, A, AttemptState.OK, outcome(), 1),
+        Attempt(attempt(), B, AttemptState.FAILED, FAILED, 1),
+    )
+    world.dispatch.on_ended_elsewhere((T,), moment(1))
+    world.commit(1)
+    found(world, record, at=1)
+    world.commit(1)
+
+    asked = cancel_request(TaskState.COMPLETED)
+    effects = world.dispatch.on_cancel_requested(asked, moment(2)) + world.commit(2)
+
+    assert cancel_reply(was_done=False, state=TaskState.COMPLETED) in effects
