@@ -34,6 +34,7 @@ from octaskly.core.log.retired_streams import (
     add_digests,
     pair_digest,
 )
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, accepted_hlc, wall_ms_of
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -112,6 +113,11 @@ class FeedCursor:
         """
         self._stream = stream
         self._digest: str | None = None
+
+    def owes_only_array(self, array: TaskId) -> bool:
+        """Return True if it has yet to get the end of an array, but of no member."""
+        owed = self.corrected_ends
+        return array in owed and all(array_of(task) != array for task in owed)
 
     @property
     def position(self) -> FeedPosition:

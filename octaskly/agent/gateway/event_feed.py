@@ -22,12 +22,15 @@ from octaskly.core.change_feed import (
     FeedPage,
     FeedPosition,
     NodeEvent,
+    TaskEvent,
     end_event,
     may_end_array,
     resume_cursor,
     task_event_of,
 )
 from octaskly.core.effects import PublishMeshState
+from octaskly.core.log.facts import Entry
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.hlc import HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import NodeId, StreamId
@@ -236,23 +239,9 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
     }
     for entry, record in part.items:
         can_resume = cursor.advance_past(entry)
-        candidates = [task_event_of(entry, record)]
-        array = part.ended_arrays.get(array_of(record.id) or record.id)
-        if array is not None:
-            end = end_event(array.record, wall_ms_of(entry.hlc))
-            if may_end_array(entry.fact):
-                cursor.corrected_ends[end.record.id] = end
-            is_last = entry is last[end.record.id] and (
-                entry.hlc >= array.last_change_hlc or not part.has_more
-            )
-            if is_last and end.record.id in cursor.corrected_ends:
-                candidates.append(end)
-        events = [each for each in candidates if each is not None]
+        is_last = entry is last[array_of(record.id) or record.id]
+        events = _events_of(part, entry, record, cursor, is_last=is_last)
         for each in events:
-            if each.state.is_final or not record.state.is_final:
-                cursor.corrected_ends.pop(each.record.id, None)
-            else:
-                cursor.corrected_ends[record.id] = end_event(record, each.at_ms)
             # A client may resume only after the last event of an entry.
             place = cursor.position if can_resume and each is events[-1] else None
             found.append(((entry.stream, entry.seq), FeedItem(each, place)))
@@ -263,19 +252,54 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
     return found
 
 
+def _events_of(
+    part: FeedPage,
+    entry: Entry,
+    record: TaskRecord,
+    cursor: FeedCursor,
+    *,
+    is_last: bool,
+) -> list[TaskEvent]:
+    """Return the events of one entry, and note which ends the reader has yet to get.
+
+    The end of an array follows the last entry about it in the page, `is_last`, and the
+    ends of its members.
+    """
+    events = []
+    owed = cursor.corrected_ends
+    if (event := task_event_of(entry, record)) is not None:
+        events.append(event)
+        if event.state.is_final or not record.state.is_final:
+            owed.pop(record.id, None)
+        else:
+            owed[record.id] = end_event(record, event.at_ms)
+    array = part.ended_arrays.get(array_of(record.id) or record.id)
+    if array is None:
+        return events
+    end = end_event(array.record, wall_ms_of(entry.hlc))
+    if may_end_array(entry.fact) or record.id in owed:
+        owed[end.record.id] = end
+    is_read = entry.hlc >= array.last_change_hlc or not part.has_more
+    if is_last and is_read and cursor.owes_only_array(end.record.id):
+        events.append(owed.pop(end.record.id))
+    return events
+
+
 def _append_owed_ends(
     found: list[tuple[_Origin, FeedItem]], cursor: FeedCursor
 ) -> None:
     """Append the end event of each task whose latest event is not its end.
 
-    They precede the resume position, so a client that resumes has received them.
+    They precede the resume position, so a client that resumes has received them. Those
+    of arrays follow those of their members.
     """
     origin, place = None, None
     if found:
         origin, latest = found.pop()
         place = latest.position
         found.append((origin, replace(latest, position=None)))
-    *others, last = cursor.corrected_ends.values()
+    ends = cursor.corrected_ends.values()
+    *others, last = sorted(ends, key=lambda end: array_of(end.record.id) is None)
     found += [(origin, FeedItem(end)) for end in others]
     found.append((origin, FeedItem(last, place)))
     cursor.corrected_ends.clear()

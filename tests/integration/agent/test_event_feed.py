@@ -21,8 +21,15 @@ from octaskly.core.change_feed import (
     TaskEvent,
 )
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.log.facts import Entry, Fact, Finished, Notified, TaskCancelled
-from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    Notified,
+    TaskCancelled,
+)
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
@@ -511,3 +518,32 @@ async def test_a_late_log_repeats_the_end_of_an_array(
         repeated = await until(listening, 4)
 
     assert (array, TaskState.FAILED) in shown(repeated)
+
+
+@pytest.mark.parametrize("late", ["an end", "an assignment"])
+async def test_the_end_of_an_array_follows_the_repeated_ends_of_its_members(
+    bench: Bench, late: str
+) -> None:
+    """Who stops reading there has seen how each member ended."""
+    array = kit.task_id(5)
+    members = [TaskId(f"{array}.{n}") for n in range(2)]
+    await bench.add(kit.submitted(5, options=TaskOptions(array=ArraySpec(count=2))))
+    failed = kit.finished(5, state=AttemptState.FAILED)
+    first = AttemptId(1, EARLY, 1, 1)
+    fact: Fact = Assigned(members[0], first, kit.WORKER)
+    shows = TaskState.RUNNING
+    if late == "an end":
+        fact = replace(failed, task=members[0], attempt=first, decided_term=0)
+        shows = TaskState.QUEUED
+
+    async with bench.feed.subscribe(None) as listening:
+        await bench.add(*(replace(failed, task=task) for task in members))
+        await until(listening, 3)
+        await bench.put([Entry(EARLY, 1, 25, fact)])
+        repeated = await until(listening, 3)
+
+    assert shown(repeated) == [
+        (members[0], shows),
+        (members[0], TaskState.FAILED),
+        (array, TaskState.FAILED),
+    ]
