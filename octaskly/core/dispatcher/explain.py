@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
+from operator import attrgetter
 
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.end_text import end_text
@@ -99,7 +100,16 @@ class Explainer:
             rest = ", which is paused" if task.node in paused else ""
             where = f"{self._describe_location(task, name)}{rest}"
             return TaskExplanation(TaskState.RUNNING, where)
-        return self._explain_waiting(task, record, members, now)
+        resting = self._next_resting_member(record)
+        return self._explain_waiting(resting or task, record, members, now)
+
+    def _next_resting_member(self, array: TaskRecord) -> QueuedTask | None:
+        """Return the member that is tried again first, if all that wait back off."""
+        known = self._queue.tasks.single_members_of(array.id).values()
+        resting = [task for task in known if task.stage is Stage.BACKING_OFF]
+        if array.progress is None or len(resting) < array.progress.queued:
+            return None
+        return min(resting, key=attrgetter("retry_s"), default=None)
 
     def explain_placement(
         self,

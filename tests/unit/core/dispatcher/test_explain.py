@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Answer
 from octaskly.core.events import ReprioritizeRequested
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
-from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.arrays import ArrayProgress, split_member_id
 from octaskly.core.model.ids import Moment, task_name
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, RosterEntry
 from octaskly.core.model.task_options import (
@@ -496,6 +496,27 @@ def test_an_array_explains_its_waiting_members() -> None:
         explanation.summary
         == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
     )
+
+
+def test_an_array_whose_members_all_back_off_shows_the_next_start() -> None:
+    """None of its members is next in the queue, although a node is idle."""
+    mesh = DispatcherWithWorkers(B)
+    array = array_draft("bad", 2)
+    assert array.options is not None
+    retried = replace(array.options, retry=Retry(retries=2))
+    mesh.ask(replace(array, options=retried))
+    for number in range(2):
+        mesh.end(f"bad {number}", how=outcome(AttemptState.FAILED))
+    task, _ = split_member_id(next(iter(mesh.dispatch._queue.tasks._tasks))) or ("", 0)
+    own = replace(spec(task), options=retried)
+    record = TaskRecord(own.id, own, progress=ArrayProgress(queued=2))
+
+    explanation = explained(mesh, record, roster_line(B))
+
+    assert explanation.summary.startswith(
+        "2 of 2 members are queued: its last attempt failed; the next one starts in"
+    )
+    assert [code for code, _ in reasons(explanation)] == ["resting"]
 
 
 def test_an_array_that_fills_the_mesh_has_no_obstacle() -> None:
