@@ -120,6 +120,7 @@ class Dispatcher:
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
         self._has_results = False  #: recorded in this step
         self._recorded: list[_Acknowledgement] = []  #: these results, not yet committed
+        self._committing_count = 0  #: tasks that are queued once they are durable
         self._copies_requested: list[int] = []
         """Tickets of clients to be shown what is here, once it is repeated."""
 
@@ -243,13 +244,18 @@ class Dispatcher:
         runnable_specs = [spec for spec in new_specs if not spec.has_dependencies]
         if len(runnable_specs) < len(new_specs):
             self._dependencies.note_waiting_tasks()
-        if not is_strict and len(new_specs) == 1:
+        task = None
+        if not is_strict and len(new_specs) == 1 and not self._committing_count:
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
             task = self._queue.admit_undurable(new_specs[0])
             if task is not None:
                 self._step.pin_until_durable(task)
-        admit = partial(self._admit, self._step.epoch, new_specs, runnable_specs)
+        waiting = len(runnable_specs) if task is None else 0
+        self._committing_count += waiting
+        admit = partial(
+            self._admit, self._step.epoch, new_specs, runnable_specs, waiting
+        )
         return self._commit_step(
             now,
             admit,
@@ -261,9 +267,14 @@ class Dispatcher:
         epoch: Epoch,
         new_specs: Sequence[TaskSpec],
         runnable_specs: Sequence[TaskSpec],
+        waiting: int,
         now: Moment,
     ) -> list[Effect]:
-        """Queue what was accepted in an epoch, now that it is durable."""
+        """Queue what was accepted in an epoch, now that it is durable.
+
+        So many of these tasks are not queued yet.
+        """
+        self._committing_count -= waiting
         self._admission.drop_durable_specs(new_specs)
         if not self.is_active:
             return []

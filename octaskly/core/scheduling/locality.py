@@ -1,6 +1,6 @@
 """Locality: which nodes have the bytes that a task needs.
 
-All of it is soft state of one epoch: reports of workers about large blobs and whole
+All of it is soft state: reports of workers in this epoch about large blobs and whole
 trees, sizes of trees, and the outputs of tasks that ended. Without it, tasks are placed
 as if every node lacked everything.
 """

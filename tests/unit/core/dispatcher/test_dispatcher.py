@@ -92,6 +92,7 @@ from tests.support.dispatcher import (
     submission,
     task_record,
 )
+from tests.support.dispatcher_with_workers import DispatcherWithWorkers
 
 
 def test_an_epoch_starts_by_reading_queue_and_live_tasks() -> None:
@@ -817,3 +818,15 @@ def test_cancelled_tasks_are_counted_in_memory_or_not(are_in_memory: bool) -> No
         world.commit()
 
     assert world.dispatch.ended_counts[TaskState.CANCELLED] == 3
+
+
+def test_a_task_that_starts_while_it_is_committed_overtakes_none() -> None:
+    """A batch that was accepted before it is still being committed."""
+    mesh = DispatcherWithWorkers(node_info("b", 1))
+    batch = submission(draft("first"), draft("second"))
+    started = mesh.note(mesh.dispatch.on_submitted(batch, moment()))
+
+    started += mesh.ask(draft("third"))
+
+    assert started == ["first"]
+    assert mesh.end("first") == ["second"]
