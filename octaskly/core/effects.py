@@ -164,7 +164,8 @@ class Start(Struct, frozen=True):
 class Stop(Struct, frozen=True):
     """Kill these attempts, waiting ones included, with all their processes.
 
-    They are reported as CANCELLED, or as RELEASED if the reason is DRAINING.
+    They are reported as CANCELLED, or as RELEASED if the reason is DRAINING. If it is
+    RETURNED, only those that have not begun end, as RELEASED.
     """
 
     items: tuple[tuple[TaskId, AttemptId], ...]

@@ -133,6 +133,21 @@ async def test_attempts_of_a_leaving_node_are_returned(bench: Bench) -> None:
     assert ends["u"].state == AttemptState.OK
 
 
+async def test_only_attempts_that_wait_are_returned(bench: Bench) -> None:
+    """What has started goes on, and its end counts."""
+    items = [attempt(f"t{n}", "sleep 0.5") for n in range(6)]
+    bench.runner.start_attempts(items)
+    names = [(spec.id, name) for name, spec in items]
+    bench.runner.stop_attempts(names, EndReason.RETURNED)
+    ends = await bench.ends(6)
+
+    assert {(end.state, end.reason) for end in ends.values()} <= {
+        (AttemptState.OK, EndReason.EXIT),
+        (AttemptState.RELEASED, EndReason.RETURNED),
+    }
+    assert ends["t5"].reason is EndReason.RETURNED
+
+
 async def test_unknown_attempts_are_not_stopped(bench: Bench) -> None:
     """Nor is another attempt of the same task."""
     name, spec = attempt("t", "exit 0")

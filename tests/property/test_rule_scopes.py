@@ -246,8 +246,8 @@ def cancels_of_arrays_are_forced(patch: pytest.MonkeyPatch) -> None:
     """Plant: the cancel of an array always ends its members that run."""
     real = task_rules.cancel_member
 
-    def cancel(member: TaskId, by: str, *rest: int, has_begun: bool) -> object:
-        return real(member, f"{FORCED_PREFIX}{by}", *rest, has_begun=has_begun)
+    def cancel(member: TaskId, by: str, term: int) -> object:
+        return real(member, f"{FORCED_PREFIX}{by}", term)
 
     patch.setattr(task_rules, "cancel_member", cancel)
 

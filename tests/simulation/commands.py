@@ -148,14 +148,15 @@ class Commands:
             machine.waiting = [
                 item for item in machine.waiting if (item[1].id, item[0]) != key
             ]
-            if key in machine.running or len(machine.waiting) < before:
+            is_ended = key in machine.running and reason is not EndReason.RETURNED
+            if is_ended or len(machine.waiting) < before:
                 self._world.later(machine, KILL_S, self._killer(machine, key, reason))
 
     def _killer(
         self, machine: Machine, key: tuple[TaskId, AttemptId], reason: EndReason
     ) -> Callable[[], None]:
         state = AttemptState.CANCELLED
-        if reason is EndReason.DRAINING:
+        if reason in (EndReason.DRAINING, EndReason.RETURNED):
             state = AttemptState.RELEASED
         is_running = key in machine.running
 

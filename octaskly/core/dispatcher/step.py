@@ -75,25 +75,27 @@ HOLDERS_BYTES = 256  #: of the nodes that have one blob, in a message, roughly
 
 def worker_messages(
     epoch: Epoch,
-    kills: Mapping[NodeId, Sequence[tuple[TaskId, AttemptId]]],
+    kills: Mapping[tuple[NodeId, bool], Sequence[tuple[TaskId, AttemptId]]],
     batches: Mapping[NodeId, Sequence[Assignment]],
     ranges: Mapping[NodeId, Sequence[MemberRange]],
     bytes_max: int,
     holders_of: HoldersOf,
 ) -> list[Effect]:
-    """Return one `SendRequest` for each worker, its kills first.
+    """Return one `Send` for each worker, its kills first.
 
     Args:
         epoch: The dispatcher's epoch.
-        kills: Attempts that are to end.
+        kills: Attempts that are to end, by node and whether those are spared that have
+            begun.
         batches: Attempts that are to begin.
         ranges: Members of arrays that are to begin after these attempts.
         bytes_max: Of attempts in one message, as the bound on frames asks for.
         holders_of: Returns the nodes that have the blobs of a task.
     """
     messages: dict[NodeId, list[Message]] = {}
-    for node, ended in kills.items():
-        messages[node] = [Kill(epoch, tuple(ended))]
+    for (node, spares_begun), ended in kills.items():
+        kill = Kill(epoch, tuple(ended), spares_begun)
+        messages.setdefault(node, []).append(kill)
     for node, items in batches.items():
         messages.setdefault(node, []).extend(
             _assign_messages(epoch, items, bytes_max, holders_of)
@@ -172,7 +174,7 @@ class DispatchStep:
         self._replication = replication
         self._pinned_tasks: list[QueuedTask | LiveRange] = []
         self._ended_tasks: list[TaskId] = []
-        self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
+        self._kills: dict[tuple[NodeId, bool], list[tuple[TaskId, AttemptId]]] = {}
 
     def open_epoch(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
         """Start empty; workers get nothing before they attach."""
@@ -221,15 +223,18 @@ class DispatchStep:
         """Keep a task or a range in hand until what this step writes is durable."""
         self._pinned_tasks.append(task)
 
-    def kill_live_attempt(self, task: QueuedTask) -> None:
-        """Order the end of the task's live attempt."""
+    def kill_live_attempt(
+        self, task: QueuedTask, *, spares_begun: bool = False
+    ) -> None:
+        """Order the end of the task's live attempt, or only if it has not begun."""
         assert task.node is not None
         assert task.attempt is not None
-        self.kill_attempt(task.node, task.spec.id, task.attempt)
+        key = task.spec.id, task.attempt
+        self._kills.setdefault((task.node, spares_begun), []).append(key)
 
     def kill_attempt(self, node: NodeId, task_id: TaskId, attempt: AttemptId) -> None:
         """Order the end of an attempt that does not count."""
-        self._kills.setdefault(node, []).append((task_id, attempt))
+        self._kills.setdefault((node, False), []).append((task_id, attempt))
 
     def resubmission_facts(self, spec: TaskSpec, attempt: AttemptId) -> list[Fact]:
         """Return what a worker's envelope adds to the log.
@@ -413,12 +418,11 @@ class DispatchStep:
             is_running = member.stage is Stage.LIVE and member.final_state is None
             if not is_running or not member.is_read:
                 continue
-            has_begun = not self.is_prefetched(member)
-            cancel = task_rules.cancel_member(
-                member.spec.id, by, term, has_begun=has_begun
-            )
+            cancel = task_rules.cancel_member(member.spec.id, by, term)
             if cancel is not None:
                 self.write(member, cancel)
+            elif self.is_prefetched(member):
+                self.kill_live_attempt(member, spares_begun=True)
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""

@@ -276,17 +276,15 @@ def cancel_array(
 
 
 def cancel_member(
-    member: TaskId, array_cancelled_by: str, term: int, *, has_begun: bool
+    member: TaskId, array_cancelled_by: str, term: int
 ) -> TaskCancelled | None:
     """Return the cancel of a member on a worker, whose array was cancelled.
 
-    None if it may go on. Members on no worker have no cancel of their own.
+    None if it may go on, unless its worker has not begun it. Members on no worker have
+    no cancel of their own.
     """
     by = array_cancelled_by.removeprefix(FORCED_PREFIX)
-    force = by != array_cancelled_by
-    if not may_cancel(TaskState.RUNNING, has_begun=has_begun, force=force):
-        return None
-    return TaskCancelled(member, by, term)
+    return None if by == array_cancelled_by else TaskCancelled(member, by, term)
 
 
 def cut_off(array: TaskId, term: int) -> TaskCancelled:

@@ -324,6 +324,7 @@ class Kill(Struct, frozen=True, array_like=True, tag=15):
 
     epoch: Epoch
     items: AttemptBatch
+    spares_begun: bool = False  #: only those that wait are to end, as returned
 
 
 class Report(Struct, frozen=True, gc=False, array_like=True):

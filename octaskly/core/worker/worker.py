@@ -273,6 +273,9 @@ class Worker:
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             return []  # The new dispatcher decides about these attempts.
+        if message.spares_begun:
+            waiting = tuple(key for key in message.items if key in self._attempts)
+            return [Stop(waiting, EndReason.RETURNED)] if waiting else []
         stops: list[AttemptKey] = []
         resent: list[PendingResult] = []
         unknown: list[PendingResult] = []

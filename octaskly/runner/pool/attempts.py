@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.settings import SHORT_TASK_MS
 from octaskly.core.model.task_options import TaskLimits
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.pool.launcher_process import LauncherProcess
@@ -49,7 +49,7 @@ class PoolAttempt(Struct, eq=False):
     is_output_read: bool = False  #: a client reads its output
     has_output_file: bool = False  #: an output file exists or is being created
     is_file_refused: bool = False  #: there was no room for the output file
-    is_return_requested: bool = False  #: to be released unless it has started
+    return_reason: EndReason | None = None  #: to be released unless it has started
 
     def __post_init__(self) -> None:
         """Take over what the task asks for."""

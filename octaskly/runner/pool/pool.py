@@ -218,16 +218,17 @@ class Pool:
     ) -> None:
         """End attempts with their process trees; ignores unknown attempts.
 
-        They are reported as cancelled, or as released if `reason` is DRAINING. An
-        attempt that ended by itself is reported as it ended, but never as a success
-        after a cancel.
+        They are reported as cancelled, or as released if `reason` is DRAINING. If it is
+        RETURNED, those that have started go on. An attempt that ended by itself is
+        reported as it ended, but never as a success after a cancel.
         """
+        spares_started = reason is EndReason.RETURNED
         for name in items:
             item = self._attempts.get(name)
             if item is None or item.is_cancelled:
                 continue
             item.is_cancelled = reason is EndReason.CANCELLED
-            item.is_return_requested = True
+            item.return_reason = reason
             if (timer := self._awaiting_files.pop(item, None)) is not None:
                 timer.cancel()
                 self._end_attempt(item, released_outcome(reason))
@@ -236,15 +237,17 @@ class Pool:
                 self._waiting.remove(item)
                 self._end_attempt(item, released_outcome(reason))
                 continue
-            for state in self._launchers.states:
+            for state in self._launchers.states if not spares_started else ():
                 if item.key in state.attempts and state.process is not None:
                     state.process.send([["stop", item.key, reason.value]])
+        if spares_started:
+            self._launchers.send_to_all("recall")
         self._reports.schedule_flush()
 
     def release_waiting(self) -> None:
         """Report the attempts that have not started as released."""
         for item in self._attempts.values():
-            item.is_return_requested = True
+            item.return_reason = EndReason.DRAINING
         while self._awaiting_files:
             item, timer = self._awaiting_files.popitem()
             timer.cancel()
@@ -344,8 +347,8 @@ class Pool:
         """
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
-        elif item.is_return_requested:
-            self._end_attempt(item, released_outcome(EndReason.DRAINING))
+        elif item.return_reason is not None:
+            self._end_attempt(item, released_outcome(item.return_reason))
         else:
             insort(self._waiting, item, key=attrgetter("key"))
 
@@ -470,9 +473,7 @@ class Pool:
             tally = self._sources.tally_of((item.spec.id, item.attempt))
 
         def is_wanted() -> bool:
-            return not (
-                item.is_cancelled or item.is_return_requested or self._is_closing
-            )
+            return not (item.is_cancelled or item.return_reason or self._is_closing)
 
         self._in_thread(
             partial(self._on_prepared, item),
@@ -491,10 +492,11 @@ class Pool:
         self._sources.set_awaited((item.spec.id, item.attempt), "")
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
-        elif isinstance(found, FilesAwaited) and not item.is_return_requested:
-            self._prepare_again(item, found)
         elif isinstance(found, FilesAwaited):
-            self._end_attempt(item, released_outcome(EndReason.DRAINING))
+            if item.return_reason is None:
+                self._prepare_again(item, found)
+            else:
+                self._end_attempt(item, released_outcome(item.return_reason))
         elif isinstance(found, BaseException):
             self._end_attempt(item, preparation_failed(found, self._node_name))
         elif found.missing or found.problem is not None:
@@ -506,8 +508,8 @@ class Pool:
             )
         elif found.no_room is not None:
             self._return_for_room(item, found.no_room)
-        elif item.is_return_requested:
-            self._end_attempt(item, released_outcome(EndReason.DRAINING))
+        elif item.return_reason is not None:
+            self._end_attempt(item, released_outcome(item.return_reason))
         else:
             item.waiting_since_s = self._clock.now().mono_s
             self._waiting.append(item)
@@ -533,7 +535,7 @@ class Pool:
         now_s = self._clock.now().mono_s
         waited_s = now_s - item.waiting_since_s
         quiet_s = now_s - self._room_lacked_s
-        if max(waited_s, quiet_s) < ROOM_PAUSE_S and not item.is_return_requested:
+        if max(waited_s, quiet_s) < ROOM_PAUSE_S and item.return_reason is None:
             self._prepare_in(item, ROOM_PAUSE_S - waited_s)
             return
         self._room_lacked_s = now_s

@@ -44,6 +44,7 @@ from tests.support.builders import (
     moment,
     node_info,
     outcome,
+    released,
     report,
 )
 from tests.support.dispatcher import (
@@ -378,11 +379,23 @@ def test_a_cancel_spares_the_members_that_have_begun() -> None:
 
     mesh.effects += mesh.dispatch.on_cancel_requested(cancel, moment())
 
-    cancelled = [f for f in mesh.facts() if isinstance(f, TaskCancelled)]
-    assert [fact.task for fact in cancelled] == [
-        mesh.array.id,
-        *(mesh.member(number) for number in (2, 3, 4, 5)),
-    ]
+    sent = [e for e in mesh.effects if isinstance(e, Send)]
+    (kill,) = [m for each in sent for m in each.messages if isinstance(m, Kill)]
+    assert kill.spares_begun
+    names = [mesh.member(number) for number in (2, 3, 4, 5)]
+    assert [task for task, _ in kill.items] == names
+
+    returned = released(EndReason.RETURNED)
+    ends = [report(str(task), of, returned) for task, of in kill.items[:3]]
+    begun = report(str(names[3]), kill.items[3][1], outcome())
+    results = Results((*ends, begun), 2)
+    mesh.effects += deliver_results(mesh.dispatch, B, results, moment())
+    mesh.settle()
+    cancels = [f.task for f in mesh.facts() if isinstance(f, TaskCancelled)]
+    ended = [f.task for f in mesh.facts() if getattr(f, "decided_term", 0)]
+    assert (cancels, ended) == ([mesh.array.id], [names[3]])
+    assert not [f for f in mesh.facts() if isinstance(f, Assigned)]
+    assert mesh.dispatch.ended_counts[TaskState.CANCELLED] == 3
 
 
 def test_members_of_a_lost_worker_run_again() -> None:

@@ -203,6 +203,20 @@ def test_a_drained_worker_returns_waiting_and_new_attempts() -> None:
     assert worker.availability.state is NodeState.DRAINING
 
 
+def test_an_attempt_that_is_to_end_only_if_it_waits_is_recalled() -> None:
+    """If it has begun, it goes on, and its end counts."""
+    worker = attached_worker()
+    worker.on_assign(D, assignment(), moment())
+    order = replace(
+        kill_message(KEY, (TaskId("unknown"), attempt())), spares_begun=True
+    )
+
+    assert worker.on_kill(order, moment()) == [Stop((KEY,), EndReason.RETURNED)]
+    effects = worker.on_attempts_ended(attempts_ended(report()), moment())
+
+    assert effects[-1] == send_results(report())
+
+
 @pytest.mark.parametrize(
     ("retry_on", "has_begun", "reason"),
     [
