@@ -21,6 +21,7 @@ from octaskly.core.model.arrays import (
     MEMBERS_MAX,
     ArrayProgress,
     member_id,
+    split_member_name,
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.placeholders import (
@@ -235,6 +236,12 @@ def render_member(record: TaskRecord) -> dict[str, Any]:
     options = None if record.spec is None else record.spec.options
     env = {} if options is None else dict(options.env)
     return {"index": int(env[INDEX_VARIABLE]), "item": env[ITEM_VARIABLE]}
+
+
+def check_id(array: str | msgspec.UnsetType) -> None:
+    """Refuse an id that a member of another array could have."""
+    if array is not msgspec.UNSET and split_member_name(array) is not None:
+        raise InvalidField("id", f"`{array}` would be a member of an array")
 
 
 def _parse_range(text: str) -> ArraySpec:

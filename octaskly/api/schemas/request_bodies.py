@@ -136,7 +136,8 @@ FIELD_HINTS: Final = {
     "timeout": 'an integer from 1 to 86400 (seconds), or "none"',
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths or globs",
-    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -, for an array without"
+    " a `.` and a number at its end",
     "durability": "normal or strict",
     "fail_fast": "true or false",
     "trees": "an array of objects with sha256 and node",
@@ -317,6 +318,7 @@ def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
         options = parse_options(task, limit_s)
         if task.array is None:
             return options
+        arrays.check_id(task.id)
         array = arrays.parse_array(task.array, task.command, COMMAND_BYTES_MAX)
         arrays.check_paths(array, (*task.inputs, *task.outputs))
         return replace(options or NO_OPTIONS, array=array)

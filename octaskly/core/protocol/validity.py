@@ -73,7 +73,9 @@ def is_valid_spec(spec: TaskSpec) -> bool:
     if options is None:
         return True
     has_both = bool(options.stdin) and is_stdin_freed(options)
-    is_array_valid = options.array is None or arrays.is_valid_array(options.array)
+    is_array_valid = options.array is None or (
+        arrays.is_valid_array(options.array) and arrays.array_of(spec.id) is None
+    )
     return is_array_valid and not has_both
 
 

@@ -369,6 +369,19 @@ def test_an_invalid_array_is_refused(
     assert agent.call("GET", TASKS)[1]["total"] == before
 
 
+def test_the_id_of_an_array_is_no_name_of_a_member(agent: Agent) -> None:
+    """The log would take it for a member, and keep nothing; a task may have it."""
+    body = {"command": "true", "id": "release-v1.2"}
+
+    refused = agent.call("POST", TASKS, {**body, "array": {"range": "0-3"}})
+    single = agent.call("POST", TASKS, body)
+
+    assert (refused[0], refused[1]["field"]) == (400, "$.id")
+    assert "would be a member of an array" in refused[1]["hint"]
+    assert single[0] == 201
+    assert finished(agent, "release-v1.2")["status"] == "completed"
+
+
 def test_the_command_of_each_member_has_the_limit_of_a_task(agent: Agent) -> None:
     """A short command and a long item can make a very long one."""
     array = {"items": ["short", "x" * 30_000]}
