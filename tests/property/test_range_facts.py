@@ -332,6 +332,34 @@ def test_a_snapshot_with_ranges_is_joined_as_one_of_members(
         db.close()
 
 
+def test_a_pending_end_counts_when_a_snapshot_brings_the_array() -> None:
+    """The sender of the snapshot knows nothing of the member."""
+    db, tables = _node([])
+    key = member_id(ARRAY, number(1)), attempt_of(1, 0), NODES[0]
+    ended = Outcome(AttemptState.OK, EndReason.EXIT, 0)
+    facts: list[Fact] = [Assigned(*key), Finished(*key, ended, 1)]
+    early = kit.entries(facts, stream=kit.OTHER)
+    tables.append_entries([Append(1, tuple(early), kit.EPOCHS)])
+    sender, _ = _node([Submitted(SPEC)])
+
+    _receive(db, _parts(sender, 1 << 20, 1000))
+
+    record = queries.read_task(db, key[0])
+    assert record is not None
+    assert record.state is TaskState.COMPLETED
+    assert db.execute("SELECT count(*) FROM pending_entries").fetchone() == (0,)
+    db.close()
+    sender.close()
+
+
+def _node(facts: Sequence[Fact]) -> tuple[sqlite3.Connection, TableWriter]:
+    """Return the store of a node with these facts."""
+    db = kit.database()
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+    return db, tables
+
+
 def test_members_of_two_arrays_with_one_name_have_different_names() -> None:
     """Two halves of a split accepted them; no member has a row of its own."""
     later = replace(SPEC, id=TaskId("build~fedcba98765432"), ord=2)

@@ -198,6 +198,7 @@ class TableWriter:
             task.pending = [e for e in known if e.seq > floors.get(e.stream, 0)]
             if task.array is None or task.spec is not None:
                 self._projection.apply_row(task, row)
+        self._apply_new_arrays(touched)
         self._projection.write_outputs()
         self._write_tasks(touched, _times_in(some, staged_ms))
         self._update_cache(touched)
