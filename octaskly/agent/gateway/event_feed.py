@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
@@ -71,7 +79,7 @@ class EventFeed:
         self._subscriptions = 0
         self._cursor: FeedCursor | None = None
         self._buffer: deque[tuple[_Origin, FeedItem]] = deque()
-        self._members: dict[NodeId, RosterEntry] = {}
+        self.members: dict[NodeId, RosterEntry] = {}
         self._waiter_lock = asyncio.Lock()
         self._past_lock = asyncio.Lock()
         self._has_changed = asyncio.Event()
@@ -87,15 +95,9 @@ class EventFeed:
         """Emit events for members that were added, changed or removed."""
         if not self._subscriptions or news.roster is None:
             return
-        before, self._members = self._members, _by_id(news.roster.nodes)
-        for node, member in self._members.items():
-            if node not in before or _visible_fields(member) != _visible_fields(
-                before[node]
-            ):
-                self._buffer_item(None, FeedItem(NodeEvent(member)))
-        for node, member in before.items():
-            if node not in self._members:
-                self._buffer_item(None, FeedItem(NodeEvent(member, is_gone=True)))
+        before, self.members = self.members, _by_id(news.roster.nodes)
+        for event in _changes_between(before, self.members):
+            self._buffer_item(None, event)
         self._has_changed.set()
 
     @asynccontextmanager
@@ -113,9 +115,9 @@ class EventFeed:
                 if self._cursor is None:
                     ends = {reach.stream: reach.seq for reach in reaches}
                     self._cursor = FeedCursor(hlc, ends, stream, retired)
-            if self._view.roster is not None and not self._members:
-                self._members = _by_id(self._view.roster.nodes)
-            nodes = [FeedItem(NodeEvent(member)) for member in self._members.values()]
+            if self._view.roster is not None and not self.members:
+                self.members = _by_id(self._view.roster.nodes)
+            nodes = [FeedItem(NodeEvent(member)) for member in self.members.values()]
             if after is None:
                 start = FeedItem(None, self._cursor.position)
                 yield FeedSubscription(self, [start, *nodes])
@@ -129,7 +131,7 @@ class EventFeed:
             if not self._subscriptions:
                 self._cursor = None
                 self._buffer.clear()
-                self._members = {}
+                self.members = {}
                 self.first_number = self.next_number
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
@@ -206,6 +208,7 @@ class FeedSubscription:
         self._cursor = cursor  #: None once it has caught up
         self._seen: dict[StreamId, int] = {}
         self._next = feed.next_number
+        self._members = feed.members  #: as the client knows them, while it catches up
 
     async def next_items(self) -> Sequence[FeedItem]:
         """Wait for items and return them."""
@@ -219,11 +222,13 @@ class FeedSubscription:
         return [news for origin, news in kept if not self._was_delivered(origin)]
 
     async def _read_past_items(self, cursor: FeedCursor) -> Sequence[FeedItem]:
-        before = self._feed.next_number
+        before, members = self._feed.next_number, self._feed.members
         found, has_more = await self._feed.read_past_items(cursor)
+        past = [news for _, news in found]
         if not has_more:
             self._cursor, self._seen, self._next = None, cursor.vector, before
-        return [news for _, news in found]
+            past += _changes_between(self._members, members)
+        return past
 
     def _was_delivered(self, origin: _Origin) -> bool:
         return origin is not None and origin[1] <= self._seen.get(origin[0], 0)
@@ -303,6 +308,20 @@ def _append_owed_ends(
     found += [(origin, FeedItem(end)) for end in others]
     found.append((origin, FeedItem(last, place)))
     cursor.corrected_ends.clear()
+
+
+def _changes_between(
+    before: Mapping[NodeId, RosterEntry], after: Mapping[NodeId, RosterEntry]
+) -> Iterator[FeedItem]:
+    """Yield an event for each member that was added, changed or removed."""
+    for node, member in after.items():
+        if node not in before or _visible_fields(member) != _visible_fields(
+            before[node]
+        ):
+            yield FeedItem(NodeEvent(member))
+    for node, member in before.items():
+        if node not in after:
+            yield FeedItem(NodeEvent(member, is_gone=True))
 
 
 def _by_id(members: Iterable[RosterEntry]) -> dict[NodeId, RosterEntry]:

@@ -85,7 +85,8 @@ class _ResultSender:
             news = await listening.next_items()
             if any(isinstance(each.content, FeedGap) for each in news):
                 return  # Events are missing, so the client has to reconnect.
-            if any(_is_about(each, self._array.id) for each in news):
+            # The end of an array follows those of its members in the feed.
+            if any(_is_end_of(each, self._array.id) for each in news):
                 array = await self._read_array()
             if self._is_by_number:
                 await self._send_ended_from_next(is_over=array.state.is_final)
@@ -164,8 +165,13 @@ class _ResultSender:
             await self._stream.send(shown, event="result")
 
 
-def _is_about(news: FeedItem, task: TaskId) -> bool:
-    return isinstance(news.content, TaskEvent) and news.content.record.id == task
+def _is_end_of(news: FeedItem, task: TaskId) -> bool:
+    event = news.content
+    return (
+        isinstance(event, TaskEvent)
+        and event.record.id == task
+        and event.state.is_final
+    )
 
 
 ROUTES = (

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -12,6 +15,9 @@ from msgspec.structs import replace
 from octaskly.agent.gateway import event_feed as feeds
 from octaskly.agent.gateway.event_feed import EventFeed
 from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.api.http.handler_types import Request
+from octaskly.api.http.sse import EventStream
+from octaskly.api.routes.array_results import _ResultSender
 from octaskly.core.change_feed import (
     FeedGap,
     FeedItem,
@@ -36,6 +42,7 @@ from octaskly.core.model.tasks import AttemptState, TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.errors import NotDispatcher
 from octaskly.ports.events import EventSubscription
+from octaskly.ports.store import TaskParts
 from octaskly.store import Store
 from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
@@ -547,3 +554,79 @@ async def test_the_end_of_an_array_follows_the_repeated_ends_of_its_members(
         (members[0], TaskState.FAILED),
         (array, TaskState.FAILED),
     ]
+
+
+async def test_a_client_that_resumes_hears_of_nodes_that_changed_meanwhile(
+    bench: Bench,
+) -> None:
+    """Between its list of nodes and the end of what it has missed."""
+    await bench.add(kit.submitted(1))
+    bench.mesh(member("a"), member("b"), member("c"))
+    async with bench.feed.subscribe(None) as first:
+        (start, *_) = await first.next_items()
+        await bench.add(kit.assigned(1))
+
+        async with bench.feed.subscribe(start.position) as again:
+            bench.mesh(member("a"), member("b", NodeState.LOST))
+            seen: list[tuple[str, str]] = []
+            while ("c", "gone") not in seen:
+                for item in await again.next_items():
+                    if isinstance(event := item.content, NodeEvent):
+                        state = "gone" if event.is_gone else event.member.state
+                        seen.append((event.member.name, state))
+
+    assert seen == [
+        *((name, NodeState.READY) for name in "abc"),
+        ("b", NodeState.LOST),
+        ("c", "gone"),
+    ]
+
+
+async def test_results_of_an_array_precede_its_end_while_the_feed_lags(
+    bench: Bench,
+) -> None:
+    """The first news about the array may be that it was accepted."""
+    array = kit.task_id(5)
+    await bench.add(kit.submitted(1))
+    sent: list[str] = []
+    is_read = asyncio.Event()
+
+    async def read_members(*asked: Any) -> object:
+        found = await bench.store.read_ended_members(*asked)
+        is_read.set()
+        return found
+
+    async def send(shown: Any, *, event: str) -> None:
+        sent.append(f"{event} {shown.id}")
+
+    gateway = SimpleNamespace(
+        find_task=bench.store.read_task,
+        read_ended_members=read_members,
+        node_names=dict,
+    )
+    request = SimpleNamespace(gateway=gateway, quota=SimpleNamespace(part=nullcontext))
+    async with bench.feed.subscribe(None) as dashboard:
+        await dashboard.next_items()
+        await bench.add(kit.submitted(5, options=TaskOptions(array=ArraySpec(count=2))))
+        bench.is_safe.clear()
+        reading = asyncio.create_task(dashboard.next_items())
+        await bench.is_asked.wait()
+        record = await bench.store.read_task(array, TaskParts.BRIEF)
+        assert record is not None
+        sender = _ResultSender(
+            cast("Request", request),
+            cast("EventStream", SimpleNamespace(send=send)),
+            record,
+            0,
+            is_by_number=False,
+        )
+        async with bench.feed.subscribe(None) as listening:
+            sending = asyncio.create_task(sender.send_until_array_ended(listening))
+            await is_read.wait()
+            ends = [TaskId(f"{array}.{number}") for number in range(2)]
+            await bench.add(*(replace(kit.finished(5), task=task) for task in ends))
+            bench.is_safe.set()
+            await asyncio.wait_for(sending, WAIT_S_MAX)
+        await reading
+
+    assert sent == [*(f"result {task}" for task in ends), f"end {array}"]
