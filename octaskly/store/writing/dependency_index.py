@@ -75,7 +75,7 @@ class DependencyIndex:
             "INSERT OR REPLACE INTO dependencies VALUES (?, ?, ?, ?)", edges
         )
         self._has_any = True
-        self._add_unblocked_tasks([child])
+        self._update_unblocked_tasks([child])
 
     def _mark_parents_ended(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
         if not self._has_any:
@@ -91,7 +91,7 @@ class DependencyIndex:
                     for child, wanted in found
                 ],
             )
-            self._add_unblocked_tasks(child for child, _ in found)
+            self._update_unblocked_tasks(child for child, _ in found)
 
     def _delete_children(self, children: Sequence[int]) -> None:
         for some in rows.split_for_parameters(children):
@@ -102,16 +102,23 @@ class DependencyIndex:
                     some,
                 )
 
-    def _add_unblocked_tasks(self, children: Iterable[int]) -> None:
-        """Add the tasks with a broken dependency, or with no open one."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO unblocked_tasks SELECT ?1"
-            " WHERE EXISTS"
-            " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
-            " OR NOT EXISTS"
-            " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3)",
-            [(child, EDGE_BROKEN, EDGE_OPEN) for child in children],
-        )
+    def _update_unblocked_tasks(self, children: Iterable[int]) -> None:
+        """Keep the tasks with a broken dependency, or with no open one.
+
+        The late success of a parent that had failed mends a broken one.
+        """
+        changed = [(child, EDGE_BROKEN, EDGE_OPEN) for child in children]
+        for statement in (
+            "INSERT OR IGNORE INTO unblocked_tasks SELECT ?1 WHERE",
+            "DELETE FROM unblocked_tasks WHERE child = ?1 AND NOT",
+        ):
+            self._db.executemany(
+                f"{statement} (EXISTS"  # noqa: S608
+                " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
+                " OR NOT EXISTS"
+                " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3))",
+                changed,
+            )
 
     def _read_states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
         found: dict[str, TaskState] = {}

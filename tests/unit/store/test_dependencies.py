@@ -74,3 +74,23 @@ def test_one_failed_parent_is_enough(db: sqlite3.Connection) -> None:
     )
 
     assert ripe(db) == [1]
+
+
+def test_a_mended_dependency_does_not_release_a_task_that_waits_for_another(
+    db: sqlite3.Connection,
+) -> None:
+    """A parent that had failed succeeds late, while the other one still runs."""
+    edges = DependencyIndex(db)
+    edges.apply_changes(DependencyChanges(added=[(1, After(tasks=("p", "q")))]))
+
+    seen = []
+    for parent, state in (
+        ("p", TaskState.FAILED),
+        ("p", TaskState.COMPLETED),
+        ("q", TaskState.COMPLETED),
+    ):
+        ended = [(TaskId(parent), state)]
+        edges.apply_changes(DependencyChanges(ended_parents=ended))
+        seen.append(ripe(db))
+
+    assert seen == [[1], [], [1]]
