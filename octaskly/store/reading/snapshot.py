@@ -7,7 +7,7 @@ of the entries up to the vector of the head, and no others.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import merge
 from operator import itemgetter
 from typing import Final
@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Entry, Recorded
-from octaskly.core.log.merge import SubmissionTimes, TaskRow
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
     RANGE_ROWS_MAX,
@@ -35,6 +35,9 @@ from octaskly.store.tables.floors import read_floor, read_retired_digest
 
 LAG_ENTRIES: Final = 200_000  #: a lag up to this is always sent as entries
 ENTRIES_PER_TASK: Final = 2  #: more entries per task are sent as rows
+
+OUTPUT_BYTES_MAX: Final = 2 << 20
+"""Of all outputs in one row: those of one attempt, beside which a large spec fits."""
 
 _PAGE: Final = 64
 _RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
@@ -189,6 +192,28 @@ def _rows(
     )
 
 
+def _outputs_of_row(
+    db: sqlite3.Connection, record: TaskRecord, outputs: Mapping[AttemptId, int]
+) -> Mapping[AttemptId, int]:
+    """Return the outputs that fit into a row, which is a part of one frame.
+
+    That of the attempt that people see always fits. Of the others, the latest are kept.
+    """
+    if len(outputs) <= 1:
+        return outputs
+    deciding = record.deciding_attempt
+    shown = None if deciding is None else deciding.id
+    kept: dict[AttemptId, int] = {}
+    left = OUTPUT_BYTES_MAX
+    for attempt in sorted(outputs, key=lambda id_: (id_ == shown, id_), reverse=True):
+        output = rows.read_output(db, outputs[attempt])
+        left -= sum(map(len, output))
+        if left < 0 and kept:
+            break
+        kept[attempt] = outputs[attempt]
+    return kept
+
+
 def _task_rows(
     db: sqlite3.Connection, after: int, ages: TaskAges
 ) -> Iterator[tuple[int, TaskRow]]:
@@ -201,7 +226,8 @@ def _task_rows(
         ).fetchall()
         records = arrays.raw_records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
-            whole = queries.with_outputs(db, record, outputs)
+            some = _outputs_of_row(db, record, outputs)
+            whole = queries.with_outputs(db, record, some)
             *times, stored_ms = row[-5:]
             age_ms = ages.age_ms(row[-6], stored_ms)
             yield row[0], TaskRow(whole, SubmissionTimes(*times), row[-6], age_ms)
