@@ -28,8 +28,10 @@ from octaskly.core.log.facts import (
     Entry,
     Fact,
     Finished,
+    Floor,
     MembersAssigned,
     MembersSucceeded,
+    StreamFloor,
     Submitted,
     SuccessTimes,
     TaskCancelled,
@@ -348,6 +350,27 @@ def test_a_pending_end_counts_when_a_snapshot_brings_the_array() -> None:
     assert record is not None
     assert record.state is TaskState.COMPLETED
     assert db.execute("SELECT count(*) FROM pending_entries").fetchone() == (0,)
+    db.close()
+    sender.close()
+
+
+def test_pending_facts_of_a_snapshot_are_purged_below_the_floor() -> None:
+    """They are not in the log of the node that received them."""
+    key = kit.task_id(7), attempt_of(1, 0), NODES[0]
+    ended = Outcome(AttemptState.OK, EndReason.EXIT, 0, stdout=b"kept")
+    sender, _ = _node([Finished(*key, ended, 1)])
+    db = kit.database()
+    _receive(db, _parts(sender, 1 << 20, 1000))
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    below = StreamFloor(kit.STREAM, 1, kit.EPOCHS[0][1])
+    floor = Entry(kit.OTHER, 1, 1 << 40, Floor(1 << 40, (below,), ()))
+
+    tables.append_entries([Append(4, (floor,), kit.EPOCHS)])
+    while not tables.is_purged:
+        tables.purge_some()
+
+    for table in ("pending_entries", "outputs"):
+        assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608
     db.close()
     sender.close()
 

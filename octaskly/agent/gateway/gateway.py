@@ -67,7 +67,7 @@ from octaskly.errors import (
     TaskNotFound,
     TaskNotWaiting,
 )
-from octaskly.ports.events import EndedMember
+from octaskly.ports.events import EndedMember, RecentAttempts
 from octaskly.ports.files import KeptOutput
 from octaskly.ports.gateway import DispatcherView, Health, MeshStats, ReplicationState
 from octaskly.ports.output import OutputChunk
@@ -184,7 +184,6 @@ class AgentGateway:
     def _connect_reads(self) -> None:
         self.queue_history = self.history_sampler.samples
         self.subscribe = self.feed.subscribe
-        self.read_recent_attempts = self.feed.read_recent_attempts
         self.dispatcher = self.view.dispatcher
         self.find_node_id = self.view.find_node_id
         self.api_urls_of = self.view.lan_urls_of
@@ -466,6 +465,13 @@ class AgentGateway:
         repeat = await build_retry(record, self._store, principal.subject)
         records, replicas = await self._accept_submission(repeat)
         return records[0], replicas
+
+    async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
+        """Read running attempts, and those that ended since `since_ms`."""
+        found = await self.feed.read_recent_attempts(since_ms, limit)
+        if found.ended:
+            await self._wait_for_copies()
+        return found
 
     async def purge_ended_tasks(self, older_than_s: int) -> int | None:
         """Purge tasks that ended at least this long ago, on all nodes."""

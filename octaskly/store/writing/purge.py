@@ -92,16 +92,20 @@ class Purger:
         """Delete the oldest entries of a stream, and outputs that no task uses."""
         db, floor = self._db, self._floors[stream]
         gone = log_rows.delete_entries(db, stream, floor, ENTRIES_PER_STEP)
-        if len(gone) < ENTRIES_PER_STEP:
+        is_done = len(gone) < ENTRIES_PER_STEP
+        if is_done:
             self._streams.popleft()
-        if not gone:
-            return
-        db.execute(
-            "DELETE FROM pending_entries WHERE stream = ? AND seq <= ?",
-            (stream, gone[-1].last_seq),
-        )
-        _save_highest_numbers(db)
-        _delete_outputs(db, self._unused_outputs(gone))
+        if gone:
+            _save_highest_numbers(db)
+            _delete_outputs(db, self._unused_outputs(gone))
+        # Those that came with a snapshot are not in the log.
+        last = floor if is_done else gone[-1].last_seq
+        pending = db.execute(
+            "DELETE FROM pending_entries WHERE stream = ? AND seq <= ?"
+            " RETURNING output",
+            (stream, last),
+        ).fetchall()
+        _delete_outputs(db, (number for (number,) in pending if number is not None))
 
     def _unused_outputs(self, gone: Iterable[StoredEntry]) -> Iterator[int]:
         """Yield the outputs of entries that no attempt of their task refers to."""
