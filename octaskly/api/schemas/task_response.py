@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -465,9 +465,12 @@ def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
 
 
 def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[rest.Output]:
-    files: Sequence[OutputFile] = outcome.outputs if outcome else ()
-    if not files and record.spec:
-        files = [OutputFile(path, None) for path in record.spec.outputs]
+    # A client places these in the user's folder, so a worker must not add to them.
+    declared = dict.fromkeys(record.spec.outputs if record.spec else ())
+    reported = outcome.outputs if outcome else ()
+    files = [each for each in reported if each.path in declared]
+    if not files:
+        files = [OutputFile(path, None) for path in declared]
     return [
         rest.Output(path=file.path, bytes=file.size_bytes, files=file.file_count)
         for file in files

@@ -38,7 +38,8 @@ def test_no_task_is_larger_than_what_was_reserved_for_it(
     attempt = Attempt(
         AttemptId(1, StreamId(1), 1, 1), NodeId("n"), AttemptState.OK, outcome, 1
     )
-    spec = TaskSpec(task, command, options=TaskOptions(env=(("V", value),)))
+    options = TaskOptions(env=(("V", value),))
+    spec = TaskSpec(task, command, outputs=(path,), options=options)
     record = TaskRecord(task, spec, attempts=(attempt,), has_succeeded=True)
 
     shown = task_response.task(record, {}, is_exact=exact)
@@ -50,3 +51,19 @@ def test_no_task_is_larger_than_what_was_reserved_for_it(
     assert shown.env == {"V": value}
     assert shown.sent_stdout is not None
     assert len(encoded) <= reserved + FIXED_BYTES
+
+
+def test_an_output_that_a_task_did_not_declare_is_not_shown() -> None:
+    """A client would place it in the user's folder, over a file of the same name."""
+    task = TaskId("1-1-1")
+    files = (OutputFile("build", 5), OutputFile("Makefile", 20))
+    outcome = Outcome(AttemptState.OK, EndReason.EXIT, outputs=files)
+    attempt = Attempt(
+        AttemptId(1, StreamId(1), 1, 1), NodeId("n"), AttemptState.OK, outcome, 1
+    )
+    spec = TaskSpec(task, "make", outputs=("build",))
+    record = TaskRecord(task, spec, attempts=(attempt,), has_succeeded=True)
+
+    shown = task_response.task(record, {}, is_exact=True)
+
+    assert [each.path for each in shown.outputs] == ["build"]
