@@ -85,7 +85,8 @@ class CapturedContents:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folders: dict[str, Path] = {}  #: by SHA-256
+        #: By SHA-256; the folder that was added last is first.
+        self._folders: dict[str, tuple[Path, ...]] = {}
         self._names: dict[Path, Sequence[str]] = {}  #: by folder, the oldest first
         self._whole: set[str] = set()  #: names of outputs that are here
         self._checked: dict[Path, FileState] = {}
@@ -126,7 +127,8 @@ class CapturedContents:
         large = [each for each, size in sizes.items() if size > LARGE_BYTES]
         with self._lock:
             names = self._names[folder] = (name, *sizes)
-            self._folders.update(dict.fromkeys(names, folder))
+            for each in names:
+                self._folders[each] = (folder, *self._folders.get(each, ()))
             self._changed.update(dict.fromkeys(large))
             if total_bytes > LARGE_BYTES and not (folder / DAMAGED_NAME).exists():
                 self._whole.add(_outputs_of(folder))
@@ -147,7 +149,11 @@ class CapturedContents:
 
     def _drop_content(self, path: Path) -> None:
         self._checked.pop(path, None)
-        if self._folders.get(path.name) == path.parent:
+        folders = self._folders.get(path.name, ())
+        left = tuple(folder for folder in folders if folder != path.parent)
+        if left:
+            self._folders[path.name] = left
+        elif folders:
             del self._folders[path.name]
             self._changed[path.name] = None
 
@@ -158,13 +164,17 @@ class CapturedContents:
 
     def find(self, sha256: str) -> Path | None:
         """Return the file of a content that is here and right; else None."""
-        path = self.path_of(sha256)
-        return path if path is not None and self.is_right(path) else None
+        tried = None
+        while (path := self.path_of(sha256)) not in (None, tried):
+            if self.is_right(path):
+                return path
+            tried = path  # If it was wrong, it is deleted, and another may be right.
+        return None
 
     def path_of(self, sha256: str) -> Path | None:
         """Return the file of a content, which may be wrong; None if there is none."""
-        folder = self._folders.get(sha256)
-        return None if folder is None else folder / sha256
+        folders = self._folders.get(sha256)
+        return folders[0] / sha256 if folders else None
 
     def verify(self, sha256: str) -> bool:
         """Read a content anew; return True if it is right.
@@ -176,7 +186,7 @@ class CapturedContents:
         if path is None:
             raise OutputNotFound(f"there is no file {sha256[:12]}... on this node")
         self.distrust([path])
-        return self.is_right(path)
+        return self.find(sha256) is not None
 
     # -- checks --------------------------------------------------------------------
 
