@@ -17,6 +17,7 @@ from octaskly.runner.output.output_archive import (
 )
 
 FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
+BATCHES: Final = 20  #: in which all files of a full store are deleted
 PARTIAL_RETENTION_S: Final = 600.0  #: from an interruption until it may be deleted
 
 
@@ -103,36 +104,40 @@ class BlobRoom:
     def make_room(self, size_bytes: int) -> None:
         """Delete unprotected files until there is room for so many more bytes.
 
-        What fetches have left is deleted last: their next attempt needs it soon.
+        A twentieth of the store is deleted at a time, so that not every file that comes
+        later has to search all of them. What fetches have left is deleted last: their
+        next attempt needs it soon.
         """
         kept = self._index.files()
         self._delete_old_partials()
         free_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
-        free_bytes -= size_bytes
-        quota_bytes = self.quota_bytes() - size_bytes
+        quota_bytes = self.quota_bytes()
+
+        def has_room(more_bytes: int, more_files: int = 1) -> bool:
+            is_over = self.used_bytes + more_bytes > quota_bytes
+            is_over = is_over or more_bytes > free_bytes
+            return not is_over and len(kept) + more_files <= FILES_MAX
+
+        if has_room(size_bytes):
+            return
+        batch_bytes = size_bytes + self.used_bytes // BATCHES
+        batch_files = 1 + len(kept) // BATCHES
         now_s = self._now_s()
-
-        def is_full() -> bool:
-            is_over = self.used_bytes > quota_bytes or free_bytes < 0
-            return is_over or len(kept) >= FILES_MAX
-
         free_to_go = [n for n, each in kept.items() if each.until_s <= now_s]
-        left = self._partials.left_pieces() if is_full() else {}
-        if is_full():
-            free_to_go.sort(key=lambda name: kept[name].used_s)
+        free_to_go.sort(key=lambda name: kept[name].used_s)
         for name in free_to_go:
-            if not is_full():
+            if has_room(batch_bytes, batch_files):
                 break
             free_bytes += kept[name].size_bytes
             self._index.delete(name)
-        for name, arrived_bytes in left.items():
-            if not is_full():
+        for name, arrived_bytes in self._partials.left_pieces().items():
+            if has_room(size_bytes):
                 break
             free_bytes += arrived_bytes
             self._partials.delete(name)
-        if free_bytes < 0:
+        if size_bytes > free_bytes:
             raise self._disk_full()
-        if is_full():
+        if not has_room(size_bytes):
             raise _no_room(size_bytes)
 
     def _disk_full(self) -> DiskFull:

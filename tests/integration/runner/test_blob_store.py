@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from _collections_abc import dict_items, dict_values
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +26,7 @@ from octaskly.ports.files import (
     WrongOffset,
 )
 from octaskly.runner.blobs import uploads
+from octaskly.runner.blobs.blob_index import Kept
 from octaskly.runner.blobs.blob_room import PARTIAL_RETENTION_S
 from octaskly.runner.blobs.blob_store import (
     FLUSHED_ALONE_MAX,
@@ -144,6 +146,39 @@ def test_an_announced_file_takes_no_room_until_it_arrives(
 
     assert blob_store.touch_file(other) == 700
     put(blob_store, b"c" * 300)
+
+
+class CountedListing(dict[str, Kept]):
+    """The files of a store; counts how often all of them are listed."""
+
+    count = 0
+
+    def items(self) -> dict_items[str, Kept]:
+        self.count += 1
+        return super().items()
+
+    def values(self) -> dict_values[str, Kept]:
+        self.count += 1
+        return super().values()
+
+
+def test_a_file_is_stored_without_looking_at_all_others(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """A full store deletes several unused files at a time."""
+    store = BlobStore(tmp_path / "files", clock=clock, quota_bytes=600, reserve_bytes=0)
+    listed = store._index._files = CountedListing(store._index.files())
+    for number in range(200):
+        put(store, b"%03d" % number)
+    assert listed.count == 0
+    clock.now_s += RETENTION_S + 1
+
+    for number in range(200, 260):
+        put(store, b"%03d" % number)
+
+    assert listed.count < 20
+    assert len(listed) > 180
+    assert listed.keys() >= {name_of(b"%03d" % number) for number in range(80, 260)}
 
 
 def test_unused_files_make_room_and_stay_until_then(
