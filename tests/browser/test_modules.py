@@ -126,7 +126,7 @@ FORM = """async ([typed, arrayOf]) => {
 }"""
 PLACES = """async (paths) => {
     const { fieldOf } = await import("/static/app/views/asking.js");
-    return paths.map(fieldOf);
+    return paths.map((path) => fieldOf(path, "items"));
 }"""
 COPIES = """async (task) => {
     const { asCli, asCurl, asked, unread } =
@@ -504,7 +504,7 @@ async def test_error_is_shown_at_its_field(page: Page) -> None:
         "$[3].requires.cpus": "requires.cpus",
         "$.env.A": "env",
         "$.inputs[2]": "inputs",
-        "$.array": "array.range",
+        "$.array": "array.items",
         "$.array.items[0]": "array.items",
         "Idempotency-Key": "",
         "$": "",

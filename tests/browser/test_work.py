@@ -114,6 +114,28 @@ async def test_form_submits_a_task(
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [("number", "Numbers", "is not a range"), ("item", "Items", "there are 0 items")],
+)
+async def test_array_without_members_is_refused_at_its_field(
+    guest: Visitor, page: Page, kind: str, name: str, why: str
+) -> None:
+    """Of the two kinds of arrays, the form has the field of the selected one."""
+    guest.allow()
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("echo {}")
+    await form.get_by_label(f"For each {kind}").check()
+
+    await form.get_by_role("button", name="Submit").click()
+
+    field = form.get_by_label(name, exact=True)
+    await expect(field).to_be_focused()
+    await expect(field).to_have_attribute("aria-invalid", "true")
+    await expect(form.get_by_role("alert")).to_contain_text(why)
+
+
 async def drop(page: Page, *paths: Path) -> None:
     """Drop files and folders of this machine on the page, as a user does."""
     cable = await page.context.new_cdp_session(page)

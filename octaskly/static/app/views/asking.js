@@ -111,7 +111,7 @@ export function bodyOf(typed, arrayOf = "") {
     if (inner === undefined) body[outer] = read(given);
     else body[outer] = { ...body[outer], [inner]: read(given) };
   }
-  if (arrayOf !== "" && body.array === undefined) body.array = {};
+  if (arrayOf !== "") body.array = { [arrayOf]: arrayOf === "items" ? [] : "", ...body.array }; // The API refuses an empty one.
   if (body.outputs_of) body.workdir = "scratch";
   body.timeout ??= "none"; // As the command line: the default of the API is an hour.
   return body;
@@ -132,12 +132,12 @@ export function typedOf(body) {
 }
 
 /** Name of the field that an error is about, "" for none: `$.requires.cpus`, `$.env.A`. */
-export function fieldOf(path) {
+export function fieldOf(path, arrayOf) {
   const parts = String(path ?? "").replace(/^\$(\[\d+\])?\.?/, "").replace(/\[[^\]]*\]/g, "").split(".");
   if (parts[0] === "stdin_base64") return "stdin";
   for (let many = parts.length; many > 0; many -= 1) {
     const name = parts.slice(0, many).join(".");
     if (ALL.some((field) => field.name === name)) return name;
   }
-  return parts[0] === "array" ? "array.range" : "";
+  return parts[0] === "array" && arrayOf !== "" ? `array.${arrayOf}` : "";
 }

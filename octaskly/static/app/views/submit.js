@@ -102,7 +102,7 @@ function Form({ query }) {
       if (problem.name === "AbortError") return;
       if (problem instanceof Unsendable) setWrong({ name: "", text: problem.message, hint: problem.hint });
       else if (problem.status === undefined) throw problem;
-      else setWrong({ name: fieldOf(problem.field), text: problem.error, hint: problem.hint });
+      else setWrong({ name: fieldOf(problem.field, arrayOf), text: problem.error, hint: problem.hint });
     } finally {
       setBusy(false);
     }
