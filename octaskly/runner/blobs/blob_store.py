@@ -444,8 +444,16 @@ class BlobStore:
     def finish_upload(
         self, upload: BlobUpload | PieceUpload, *, is_whole: bool
     ) -> None:
-        """Store an upload, or delete it if it is not whole."""
+        """Store an upload, or delete it if it is not whole.
+
+        Raises:
+            UploadInProgress: it is whole, but another request continues it.
+        """
         with self._lock:
+            if upload.is_superseded:
+                if is_whole:
+                    raise UploadInProgress("another request continues to send the file")
+                return  # Its file belongs to the other request.
             self._partials.remove_upload(upload)
             if self._arriving.get(upload.sha256) is upload:
                 del self._arriving[upload.sha256]

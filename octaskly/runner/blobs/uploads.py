@@ -129,7 +129,12 @@ class BlobUpload:
         write_all(self._fd, data)
 
     def finish(self) -> str:
-        """Store the file, after checking its size and SHA-256; return the latter."""
+        """Store the file, after checking its size and SHA-256; return the latter.
+
+        Raises:
+            ContentMismatch: the size or the SHA-256 is wrong.
+            UploadInProgress: another request continues the upload.
+        """
         found = self._hashing.end().hexdigest()
         self.sha256 = self.sha256 or found
         if self._remaining_bytes or found != self.sha256:

@@ -476,6 +476,28 @@ def test_one_request_at_a_time_adds_to_a_file(
     put(blob_store, b"o" * 500)
 
 
+@pytest.mark.parametrize("data", [WHOLE, WHOLE[1:] + b"?"])
+def test_a_request_that_was_replaced_stores_nothing(
+    blob_store: BlobStore, clock: SetClock, data: bytes
+) -> None:
+    """Even if its last bytes had arrived by then; the other one has the file."""
+    slow = blob_store.continue_upload(name_of(WHOLE), 500, 0)
+    slow.write(data)
+    clock.now_s += TAKEOVER_S + 1
+    other = blob_store.continue_upload(name_of(WHOLE), 500, 0)
+    other.write(WHOLE[:100])
+
+    with pytest.raises((UploadInProgress, ContentMismatch)):
+        slow.finish()
+    slow.abort()
+
+    assert blob_store.touch_file(name_of(WHOLE)) is None
+    other.write(WHOLE[100:])
+    other.finish()
+    assert blob_store.file_path(name_of(WHOLE)).read_bytes() == WHOLE
+    assert blob_store.used_bytes == 500
+
+
 def take_pieces(
     blob_store: BlobStore, size_bytes: int, numbers: Sequence[int]
 ) -> PieceUpload:
