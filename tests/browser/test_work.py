@@ -136,6 +136,33 @@ async def test_array_without_members_is_refused_at_its_field(
     await expect(form.get_by_role("alert")).to_contain_text(why)
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+async def test_error_of_no_field_is_shown_in_the_window(
+    guest: Visitor, page: Page, width: int
+) -> None:
+    """Wherever Submit was pressed, and it is read out."""
+    guest.allow()
+    await page.set_viewport_size({"width": width, "height": 800})
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("true")
+    await form.get_by_text("More options").click()
+
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=429, json={"error": "Too many tasks", "status": 429})
+
+    await page.route(f"**{TASKS}", refuse)
+    alert = form.get_by_role("alert")
+    for press in (
+        form.get_by_role("button", name="Submit").click,
+        lambda: form.get_by_label("Command").press("Control+Enter"),
+    ):
+        await press()
+        await expect(alert).to_be_focused()
+        await expect(alert).to_contain_text("Too many tasks")
+        await expect(alert).to_be_in_viewport(ratio=1)
+
+
 async def drop(page: Page, *paths: Path) -> None:
     """Drop files and folders of this machine on the page, as a user does."""
     cable = await page.context.new_cdp_session(page)
@@ -193,7 +220,7 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     await expect(files.get_by_role("alert")).to_contain_text("note.txt was already")
     note.write_text("another note\n")
     await form.get_by_role("button", name="Submit").click()
-    await expect(form.get_by_role("alert").first).to_contain_text("note.txt cannot be")
+    await expect(form.get_by_role("alert").last).to_contain_text("note.txt cannot be")
     await files.get_by_role("button", name="Remove note.txt").press("Enter")
     async with page.expect_file_chooser() as chooser:
         await files.get_by_role("button", name="Add files").press("Enter")
@@ -233,7 +260,7 @@ async def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(
     await form.get_by_label("Command").fill("cat note.txt")
     await drop(page, tmp_path / "note.txt")
     await form.get_by_role("button", name="Submit").click()
-    await expect(form.get_by_role("alert").first).to_contain_text("Not enough space")
+    await expect(form.get_by_role("alert").last).to_contain_text("Not enough space")
     refused = answered[:]
     await page.unroute(f"**{replicate}")
     await form.get_by_role("button", name="Submit").click()

@@ -108,7 +108,7 @@ function Form({ query }) {
     }
   };
   useLayoutEffect(() => {
-    const field = wrong?.name && form.current.querySelector(`[data-field="${wrong.name}"]`);
+    const field = wrong && form.current.querySelector(`[data-field="${wrong.name}"]`);
     if (!field) return;
     const section = field.closest("details");
     if (section) section.open = true;
@@ -130,7 +130,6 @@ function Form({ query }) {
   return html`<div class="head"><h1>Submit a task</h1></div>
     <form class="submit" ref=${form} onSubmit=${submit} onKeyDown=${hear} novalidate
       aria-label="Submit a task" aria-busy=${isFilling} inert=${isFilling}>
-      ${wrong && wrong.name === "" && html`<p class="problem" role="alert"><strong>${wrong.text}</strong>${wrong.hint && html` – ${wrong.hint}`}</p>`}
       <section class="card">
         ${show(COMMAND)}
         <fieldset class="many"><legend>How often</legend>
@@ -145,6 +144,7 @@ function Form({ query }) {
         <summary>More options${more > 0 && html` <span class="tag dispatcher">${more} set</span>`}</summary>
         ${MORE.map(({ title, fields }) => html`<fieldset class="more-options" key=${title}><legend>${title}</legend><div class="fields">${fields.map(show)}</div></fieldset>`)}</details>
       ${progress && html`<section class="card"><${Progress} progress=${progress} cancel=${() => over.current.abort()} /></section>`}
+      ${wrong && wrong.name === "" && html`<p class="problem" role="alert" tabindex="-1" data-field=""><strong>${wrong.text}</strong>${wrong.hint && html` – ${wrong.hint}`}</p>`}
       <div class="submit-end"><button class="button primary" disabled=${isBusy || !typed.command.trim()} aria-busy=${isBusy}>Submit</button>
         <${Button} kind="quiet" onPress=${clear}>Clear<//>
         ${(!hasFiles || sent !== null) && html`<${Copy} text=${asCurl(body, location.origin)} label="Copy as curl" />`}
