@@ -341,6 +341,8 @@ class BlobStore:
                 if now_s - partial.written_s < TAKEOVER_S:
                     raise UploadInProgress("another request sends the file")
                 partial.upload.is_superseded = True
+            if partial is not None:
+                partial.written_s = now_s  # Its client came back, so it stays.
             self.check_quota(size_bytes)
             self._room.check_room(size_bytes - arrived)
             fd = os.open(path, _CONTINUE, 0o600)

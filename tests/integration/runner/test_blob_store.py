@@ -498,6 +498,16 @@ def test_a_request_that_was_replaced_stores_nothing(
     assert blob_store.used_bytes == 500
 
 
+def test_a_client_that_was_away_for_long_goes_on(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """Its laptop slept; nothing else needed the room meanwhile."""
+    send_piece(blob_store, 0, 400)
+    clock.now_s += PARTIAL_RETENTION_S + 1
+
+    assert send_piece(blob_store, 400, 500)
+
+
 def take_pieces(
     blob_store: BlobStore, size_bytes: int, numbers: Sequence[int]
 ) -> PieceUpload:
