@@ -465,6 +465,8 @@ class BlobStore:
             upload.partial.rename(self._folder / upload.sha256)
             self._partials.delete_paused(upload.sha256)
             until_s = self._now_s() + upload.keep_s
+            if (before := self._index.files().get(upload.sha256)) is not None:
+                until_s = max(until_s, before.until_s)
             self._index.flushed.discard(upload.sha256)
             self._index.suspects.discard(upload.sha256)
             self._index.protect(upload.sha256, upload.size_bytes, until_s)

@@ -215,6 +215,22 @@ def test_a_file_that_a_client_holds_stays_until_it_is_released(
     assert blob_store.touch_file(first, keep_s=0) is None
 
 
+def test_a_file_that_arrives_again_is_kept_as_long_as_before(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """A lender that sends it, too, may end later, but asks for less."""
+    lent = blob_store.start_upload(name_of(b"f" * 500), 500, keep_s=COPY_RETENTION_S)
+    lent.write(b"f" * 500)
+    name = put(blob_store, b"f" * 500)
+
+    lent.finish()
+
+    clock.now_s += COPY_RETENTION_S + 1
+    with pytest.raises(FileQuotaExceeded):
+        put(blob_store, b"o" * 501)
+    assert blob_store.files_here([name]) == [name]
+
+
 def test_a_file_that_is_unused_for_a_day_is_deleted(
     blob_store: BlobStore, clock: SetClock
 ) -> None:
