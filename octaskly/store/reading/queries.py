@@ -102,7 +102,9 @@ def _member_without_row(
         places += [] if array_id is None else [(array_id, int(match["number"]))]
     for array_id, number in filter(None, places):
         if array := arrays.read_arrays(db, (array_id,), columns).get(array_id):
-            return arrays.build_member_record(array, number)
+            built = arrays.build_member_record(array, number)
+            found = () if built is None else (built,)
+            return next(iter(task_name_collisions.with_occurrences(db, found)), None)
     return None
 
 
@@ -135,12 +137,15 @@ def read_tasks_by_name(
     for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
         found = member_ranges.read_rows_by_id(db, columns, some)
         records.update((record.id, record) for record in build(db, found))
-    return {
+    found_by_name = {
         name: tuple(
-            replace(records[id_], occurrence=n) for n, id_ in enumerate(same, 1)
+            replace(records[id_], occurrence=n)
+            for n, id_ in enumerate(same, 1)
+            if id_ in records  # Members without a row have not begun.
         )
         for name, same in ids.items()
     }
+    return {name: found for name, found in found_by_name.items() if found}
 
 
 def streams_of_tasks(

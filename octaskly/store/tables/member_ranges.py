@@ -16,7 +16,7 @@ from heapq import merge
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from msgspec import Struct, json, msgpack
+from msgspec import Struct, msgpack
 
 from octaskly.core.log.merge import TaskRecord, TaskRow
 from octaskly.core.log.range_rows import (
@@ -33,7 +33,6 @@ from octaskly.core.model.arrays import (
     split_member_id,
 )
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -82,13 +81,9 @@ class StoredRange(Struct, array_like=True):
         end = self.members[offset]
         return self.hlc + (offset if isinstance(end, int) else end.later_hlc)
 
-    def member_at(self, offset: int) -> TaskId:
-        """Return the id of a member."""
-        return member_id(self.array, self.number + self.step * offset)
-
     def record_at(self, offset: int) -> TaskRecord:
         """Return what the facts alone say of a member."""
-        task = self.member_at(offset)
+        task = member_id(self.array, self.number + self.step * offset)
         attempt, end = attempt_at(self.attempt, offset), self.members[offset]
         if isinstance(end, int):
             return TaskRecord(task, attempts=(Attempt(attempt, self.node),))
@@ -154,14 +149,12 @@ def rows_between(
 
 def rows_by_key(db: sqlite3.Connection, keys: Iterable[int]) -> Iterator[MemberRow]:
     """Yield the rows of members in ranges with these keys, in the order of `keys`."""
-    for start, stored, offset in _places_of(db, keys):
-        yield _row_at(start, stored, offset)
-
-
-def ids_in_ranges(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[TaskId]:
-    """Return those tasks that are members in ranges, ordered by key."""
-    places = _places_of(db, sorted(_keys_of(db, ids)))
-    return [stored.member_at(offset) for _, stored, offset in places]
+    start, stored = 0, None
+    for key in keys:
+        if stored is None or not start <= key < start + len(stored.members):
+            start, stored = find_range(db, key) or (0, None)
+        if stored is not None and stored.members[key - start] != APART:
+            yield _row_at(start, stored, key - start)
 
 
 def merged_by_key(
@@ -279,18 +272,6 @@ _BETWEEN: Final = "FROM member_ranges WHERE key > ? AND key <= ? AND key + n > ?
 _KEY_MAX: Final = (1 << 62) - 1
 
 
-def _places_of(
-    db: sqlite3.Connection, keys: Iterable[int]
-) -> Iterator[tuple[int, StoredRange, int]]:
-    """Yield key of the range, range and offset of each key that is in a range."""
-    start, stored = 0, None
-    for key in keys:
-        if stored is None or not start <= key < start + len(stored.members):
-            start, stored = find_range(db, key) or (0, None)
-        if stored is not None and stored.members[key - start] != APART:
-            yield start, stored, key - start
-
-
 def _keys_of(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:
     """Return the keys of those tasks that are members of arrays."""
     places = [place for each in ids if (place := split_member_id(each)) is not None]
@@ -301,8 +282,7 @@ def _keys_of(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:
             f" WHERE id IN ({rows.placeholders(len(some))})",
             some,
         ).fetchall():
-            spec = json.decode(text, type=TaskOptions).array
-            assert spec is not None
+            spec = rows.array_spec(text)
             positions = (spec.position(number) for of, number in places if of == array)
             keys += (first + at for at in positions if at is not None)
     return keys

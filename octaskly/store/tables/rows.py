@@ -16,6 +16,7 @@ from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import (
+    ArraySpec,
     Pairs,
     TaskOptions,
     shape_of,
@@ -172,6 +173,13 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
 def stored_shape(shape: int, *, is_array: bool) -> int:
     """Return the column `shape`, which is negative for arrays."""
     return ~shape if is_array else shape
+
+
+def array_spec(text: str) -> ArraySpec:
+    """Return the array of the column `options`, without its items."""
+    spec = json.decode(text, type=TaskOptions).array
+    assert spec is not None
+    return spec
 
 
 def member_row(array: TaskSpec) -> tuple[Any, ...]:

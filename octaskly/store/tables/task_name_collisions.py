@@ -18,7 +18,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id, split_member_name
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.store.tables import member_ranges, rows
+from octaskly.store.tables import rows
 
 SIMILAR_MAX: Final = 10_000  #: names examined for one array
 _REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
@@ -37,17 +37,21 @@ def ids_of(db: sqlite3.Connection, names: Iterable[str]) -> dict[str, list[TaskI
             " ON id > name || '~' AND id < name || char(127)",
             some,
         ).fetchall()
-        found += _members_in_ranges(db, some)
+        found += _members_of_arrays(db, some)
     ids: dict[str, list[TaskId]] = {}
-    for _, _, task_id in sorted(found):
+    for _, _, task_id in sorted(set(found)):
         ids.setdefault(task_name(task_id), []).append(task_id)
     return ids
 
 
-def _members_in_ranges(
+def _members_of_arrays(
     db: sqlite3.Connection, names: Iterable[str]
 ) -> list[tuple[bool, int, TaskId]]:
-    """Return the members of arrays with these names that have no row, as `ids_of`."""
+    """Return the members of arrays with these names, as `ids_of` does.
+
+    They count from the acceptance of their arrays, so that no name changes when a
+    member begins.
+    """
     places = [place for name in names if (place := split_member_name(name))]
     if not places:
         return []
@@ -56,19 +60,20 @@ def _members_in_ranges(
         numbers.setdefault(array, []).append(number)
     listed = ",".join(["(?)"] * len(numbers))
     found = db.execute(
-        f"WITH n (name) AS (VALUES {listed}), same (is_hashed, key, ord, id) AS ("  # noqa: S608
-        " SELECT 0, key, ord, id FROM n CROSS JOIN tasks ON id = name UNION ALL"
-        " SELECT 1, key, ord, id FROM n CROSS JOIN tasks"
+        f"WITH n (name) AS (VALUES {listed}),"  # noqa: S608
+        " same (is_hashed, key, ord, id, options) AS ("
+        " SELECT 0, key, ord, id, options FROM n CROSS JOIN tasks ON id = name"
+        " UNION ALL SELECT 1, key, ord, id, options FROM n CROSS JOIN tasks"
         " ON id > name || '~' AND id < name || char(127))"
-        " SELECT is_hashed, ord, id FROM same JOIN arrays ON task = key",
+        " SELECT is_hashed, ord, id, options FROM same JOIN arrays ON task = key",
         list(numbers),
     ).fetchall()
-    orders = {
-        member_id(TaskId(array), number): (is_hashed, ord_)
-        for is_hashed, ord_, array in found
+    return [
+        (is_hashed, ord_, member_id(TaskId(array), number))
+        for is_hashed, ord_, array, options in found
         for number in numbers[task_name(TaskId(array))]
-    }
-    return [(*orders[each], each) for each in member_ranges.ids_in_ranges(db, orders)]
+        if rows.array_spec(options).position(number) is not None
+    ]
 
 
 def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
