@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.submissions import Submission
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import ITEMS_BYTES_MAX
+from octaskly.core.model.arrays import ITEMS_BYTES_MAX, array_of
 from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
@@ -38,7 +38,9 @@ async def build_retry(record: TaskRecord, store: Store, submitter: str) -> Submi
     spec = record.spec
     if spec is None or not record.state.is_final:
         raise TaskNotEnded("Task has not ended", hint=f"it is {record.state}")
-    draft = replace(rerun_draft(spec), priority=priority_of(record.ord))
+    draft = rerun_draft(spec)
+    if array_of(record.id) is None:  # The priority of a member may still change.
+        draft = replace(draft, priority=priority_of(record.ord))
     if spec.array is not None:
         draft = await _draft_of_unsuccessful(record, spec.array, draft, store)
     return Submission(

@@ -72,6 +72,22 @@ def test_a_repeated_task_keeps_its_changed_priority(
     assert (again["retry_of"], again["priority"]) == (task, -7)
 
 
+def test_a_member_is_repeated_once_whatever_its_array_s_priority(
+    agent: Agent,
+) -> None:
+    """That may change while other members wait."""
+    array = submit(agent, "exit 1", array={"range": "0-99"})
+    member = f"{array}.0"
+    finished(agent, member)
+    first = agent.call("POST", f"{TASKS}/{member}/retry")[1]
+    agent.call("POST", f"{TASKS}/{array}/reprioritize", {"priority": 20})
+
+    status, second = agent.call("POST", f"{TASKS}/{member}/retry")
+
+    assert (status, second["id"]) == (201, first["id"])
+    agent.call("DELETE", f"{TASKS}/{array}?force=true")
+
+
 def test_a_task_is_repeated_once_by_any_admin(agent: Agent) -> None:
     """Each node's local user is another subject, but means the same failure."""
     task = submit(agent, "exit 4")
