@@ -111,13 +111,31 @@ class FeedCursor:
         The other side of a network split may continue a task that had ended here. A
         late log may have facts about an array that had ended.
         """
+        self._owed_members: dict[TaskId, int] = {}  #: number of these ends, by array
         self._stream = stream
         self._digest: str | None = None
 
+    def owe_end(self, end: TaskEvent) -> None:
+        """Note that the reader has yet to get the end of a task."""
+        task = end.record.id
+        array = None if task in self.corrected_ends else array_of(task)
+        if array is not None:
+            self._owed_members[array] = self._owed_members.get(array, 0) + 1
+        self.corrected_ends[task] = end
+
+    def take_end(self, task: TaskId) -> TaskEvent | None:
+        """Remove and return the end of a task, if the reader has yet to get it."""
+        end = self.corrected_ends.pop(task, None)
+        array = None if end is None else array_of(task)
+        if array is not None:
+            self._owed_members[array] -= 1
+            if not self._owed_members[array]:
+                del self._owed_members[array]
+        return end
+
     def owes_only_array(self, array: TaskId) -> bool:
         """Return True if it has yet to get the end of an array, but of no member."""
-        owed = self.corrected_ends
-        return array in owed and all(array_of(task) != array for task in owed)
+        return array in self.corrected_ends and array not in self._owed_members
 
     @property
     def position(self) -> FeedPosition:

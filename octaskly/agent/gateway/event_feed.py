@@ -117,15 +117,15 @@ class EventFeed:
                     self._cursor = FeedCursor(hlc, ends, stream, retired)
             if self._view.roster is not None and not self.members:
                 self.members = _by_id(self._view.roster.nodes)
-            nodes = [FeedItem(NodeEvent(member)) for member in self.members.values()]
             if after is None:
-                start = FeedItem(None, self._cursor.position)
-                yield FeedSubscription(self, [start, *nodes])
+                start = [FeedItem(None, self._cursor.position)]
+                resumed = None
             else:
                 _, reaches, retired = await self._store.stream_extents_at(after.hlc)
                 resumed, is_whole = resume_cursor(after, reaches, stream, retired)
-                lost = [] if is_whole else [FeedItem(FeedGap(), resumed.position)]
-                yield FeedSubscription(self, [*lost, *nodes], resumed)
+                start = [] if is_whole else [FeedItem(FeedGap(), resumed.position)]
+            nodes = [FeedItem(NodeEvent(member)) for member in self.members.values()]
+            yield FeedSubscription(self, [*start, *nodes], resumed)
         finally:
             self._subscriptions -= 1
             if not self._subscriptions:
@@ -271,22 +271,22 @@ def _events_of(
     ends of its members.
     """
     events = []
-    owed = cursor.corrected_ends
     if (event := task_event_of(entry, record)) is not None:
         events.append(event)
         if event.state.is_final or not record.state.is_final:
-            owed.pop(record.id, None)
+            cursor.take_end(record.id)
         else:
-            owed[record.id] = end_event(record, event.at_ms)
+            cursor.owe_end(end_event(record, event.at_ms))
     array = part.ended_arrays.get(array_of(record.id) or record.id)
     if array is None:
         return events
     end = end_event(array.record, wall_ms_of(entry.hlc))
-    if may_end_array(entry.fact) or record.id in owed:
-        owed[end.record.id] = end
+    if may_end_array(entry.fact) or record.id in cursor.corrected_ends:
+        cursor.owe_end(end)
     is_read = entry.hlc >= array.last_change_hlc or not part.has_more
     if is_last and is_read and cursor.owes_only_array(end.record.id):
-        events.append(owed.pop(end.record.id))
+        cursor.take_end(end.record.id)
+        events.append(end)
     return events
 
 
@@ -303,11 +303,11 @@ def _append_owed_ends(
         origin, latest = found.pop()
         place = latest.position
         found.append((origin, replace(latest, position=None)))
-    ends = cursor.corrected_ends.values()
-    *others, last = sorted(ends, key=lambda end: array_of(end.record.id) is None)
+    ends = [cursor.take_end(task) for task in list(cursor.corrected_ends)]
+    owed = [end for end in ends if end is not None]
+    *others, last = sorted(owed, key=lambda end: array_of(end.record.id) is None)
     found += [(origin, FeedItem(end)) for end in others]
     found.append((origin, FeedItem(last, place)))
-    cursor.corrected_ends.clear()
 
 
 def _changes_between(

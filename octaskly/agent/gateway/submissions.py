@@ -296,10 +296,10 @@ class SubmissionService:
         if not chosen:
             return await self._submit_to_core(submission)
         async with self._claim_ids(submission.drafts, chosen):
+            await self._refuse_member_names(submission.drafts)
             known = await self._find_repeated(submission.drafts, chosen, after)
             missing = tuple(d for d in submission.drafts if d.id not in known)
             _require_stdin(missing)
-            await self._refuse_member_names(missing)
             await self._refuse_arrays_over_tasks(missing)
             # Submit even if no task is missing: an empty submission waits until all
             # earlier entries are replicated. This disk may hold the only copy of a
