@@ -48,6 +48,8 @@ COMMAND_BYTES_MAX = 65_536
 PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
 LIST_BYTES_MAX = 1 << 20  #: of one list of paths, because a task must fit into a frame
+TASK_BYTES_MAX = 5 << 20
+"""Of a task in all: a frame holds it, and beside it the output of an attempt."""
 BATCH_MAX = 10_000
 BATCH_PARENTS_MAX = 100_000  #: entries in `after` of all tasks of a request
 TOKEN_S_DEFAULT = 86_400
@@ -160,9 +162,9 @@ async def parse_tasks(body: bytes) -> Batch:
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         task = decode_body(TaskIn, body)
         is_strict = task.durability == "strict"
-        return Batch(
-            drafts=[_parse_task(task, None)], is_array=False, is_strict=is_strict
-        )
+        drafts = [_parse_task(task, None)]
+        _reject_large_tasks(body, drafts, is_array=False)
+        return Batch(drafts=drafts, is_array=False, is_strict=is_strict)
     tasks: list[TaskIn] = _decode(_many, TaskIn, body)
     if not 1 <= len(tasks) <= BATCH_MAX:
         raise Problem(
@@ -174,6 +176,7 @@ async def parse_tasks(body: bytes) -> Batch:
     drafts = await map_in_batches(
         list(enumerate(tasks)), lambda each: _parse_task(*each[::-1])
     )
+    _reject_large_tasks(body, drafts, is_array=True)
     _reject_repeated_ids(drafts)
     _reject_many_parents(tasks)
     is_strict = "strict" in {task.durability for task in tasks}
@@ -376,6 +379,24 @@ def _clean_output(path: str, *, has_placeholders: bool) -> str:
     if is_in_git(clean):
         raise ValueError("`.git` is never kept as an output")
     return clean
+
+
+def _reject_large_tasks(
+    body: bytes, drafts: Sequence[TaskDraft], *, is_array: bool
+) -> None:
+    """Refuse tasks that no frame between nodes would hold."""
+    if len(body) <= TASK_BYTES_MAX:
+        return
+    for index, draft in enumerate(drafts):
+        size_bytes = len(msgspec.msgpack.encode(draft))
+        if size_bytes > TASK_BYTES_MAX:
+            raise Problem(
+                400,
+                INVALID_VALUE,
+                hint=f"the task takes {size_bytes} bytes in all;"
+                f" at most {TASK_BYTES_MAX} are allowed",
+                field=_json_path(index if is_array else None),
+            )
 
 
 def _reject_repeated_ids(drafts: Iterable[TaskDraft]) -> None:

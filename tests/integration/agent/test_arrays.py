@@ -591,3 +591,18 @@ def test_a_single_task_gets_the_next_free_slot_of_an_array(tmp_path: Path) -> No
         assert status == 200
         (gates / "later").touch()
         assert finished(agent, later)["exit_code"] == 0
+
+
+def test_a_task_that_no_message_holds_is_refused(agent: Agent) -> None:
+    """Each part is within its limit; no standby would ever get it."""
+    body = {
+        "command": "true",
+        "array": {"items": ["y" * 65_000] * 60},
+        "stdin": "s" * (1 << 20),
+        "env": {f"V{number}": "e" * 100_000 for number in range(10)},
+    }
+
+    status, answer = agent.call("POST", TASKS, body)
+
+    assert (status, answer["field"]) == (400, "$")
+    assert "bytes in all; at most 5242880 are allowed" in answer["hint"]
