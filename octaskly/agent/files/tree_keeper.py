@@ -4,6 +4,9 @@ A node that needs room deletes files that were not used for an hour. So the disp
 reads from the log which trees and files unfinished tasks name, and asks their holders
 to keep them; so with the outputs of ended tasks that others get. The next dispatcher
 reads the same at its start, and learns the sizes of the trees.
+
+The node that a task names may be switched off while the task waits. So the dispatcher
+and each standby also keep the copies that they have themselves.
 """
 
 from __future__ import annotations
@@ -106,25 +109,29 @@ class TreeKeeper:
         self._has_news.set()
 
     async def run(self) -> None:
-        """Keep what unfinished tasks need while dispatcher, until cancelled."""
+        """Keep what unfinished tasks need while dispatcher or standby."""
         loop = asyncio.get_running_loop()
         checked_s = -inf
         while True:
             now_s = loop.time()
             are_inputs_due = now_s >= self._inputs_due_s
-            if self._view.is_serving and now_s >= self._due_s(checked_s):
+            if self._has_log and now_s >= self._due_s(checked_s):
                 checked_s, self._outputs_due_s = now_s, inf
                 if are_inputs_due:
                     self._inputs_due_s = now_s + PERIOD_S
                 await self.keep_needed_files(are_inputs_due=are_inputs_due)
             due_s = self._due_s(checked_s)
             with suppress(TimeoutError):
-                # What is overdue has to wait until this node serves again.
+                # What is overdue has to wait until this node has the log again.
                 async with asyncio.timeout_at(
                     due_s if due_s > now_s else now_s + CHECK_S_MIN
                 ):
                     await self._has_news.wait()
             self._has_news.clear()
+
+    @property
+    def _has_log(self) -> bool:
+        return self._view.role in (Role.DISPATCHER, Role.STANDBY)
 
     def _due_s(self, checked_s: float) -> float:
         """Return when to read the log, which was read last at a time."""
@@ -135,18 +142,29 @@ class TreeKeeper:
     async def keep_needed_files(self, *, are_inputs_due: bool = True) -> bool:
         """Have the holders of files keep those that unfinished tasks name.
 
+        A standby keeps only its own copies of inputs.
+
         Returns:
             False if some inputs are perhaps not kept.
         """
+        if not self._has_log:
+            return self._view.role is not None
         try:
             needed = await self._needed_files()
         except StoreError as error:
             self._log.warning("inputs not kept", error=str(error))
             return False
-        await self._keep_outputs(needed.outputs_of)
+        if self._view.is_serving:
+            await self._keep_outputs(needed.outputs_of)
         if not are_inputs_due:
             return True
-        are_kept = await self._keep_inputs(needed)
+        inputs = _inputs_to_keep(needed)
+        await asyncio.get_running_loop().run_in_executor(
+            self._fetcher.threads, self._fetcher.keep_copies, inputs
+        )
+        if not self._view.is_serving:
+            return True
+        are_kept = await self._keep_inputs(inputs)
         await self._size_some(needed.trees)
         return are_kept
 
@@ -209,14 +227,12 @@ class TreeKeeper:
         """Keep captured outputs for `RETENTION_S`; return which are here, by index."""
         return await asyncio.to_thread(self._copies.mark_needed, outputs, RETENTION_S)
 
-    async def _keep_inputs(self, needed: NeededFiles) -> bool:
+    async def _keep_inputs(self, inputs: Iterable[InputBlob]) -> bool:
+        """Have inputs kept by the nodes that they name; return False if one is not."""
         are_kept = True
         by_node: dict[str, list[InputBlob]] = defaultdict(list)
-        for tree in needed.trees:
-            if not tree.is_lent:  # The client sends what a node deleted.
-                by_node[tree.node].append(InputBlob(tree, is_tree=True))
-        for file in needed.stdin_files:
-            by_node[file.node].append(InputBlob(file, is_tree=False))
+        for needed in inputs:
+            by_node[needed.blob.node].append(needed)
         for name, some in by_node.items():
             if self._view.find_node_id(name) == self._view.node_id:
                 failures = await self.hold_inputs(some)
@@ -369,3 +385,11 @@ class TreeKeeper:
             some = inputs[start : start + ASKED_INPUTS_MAX]
             failures += await asyncio.to_thread(self._fetcher.ask_to_hold, holder, some)
         return failures
+
+
+def _inputs_to_keep(needed: NeededFiles) -> list[InputBlob]:
+    """Return the inputs that no client lends: it sends again what a node deleted."""
+    return [
+        *(InputBlob(tree, is_tree=True) for tree in needed.trees if not tree.is_lent),
+        *(InputBlob(file, is_tree=False) for file in needed.stdin_files),
+    ]

@@ -310,8 +310,7 @@ class BlobFetcher:
             failures = self.fetch_tree(source, keep_s=RETENTION_S)
             if failures:
                 return failures
-            contents = self.read_manifest(source.blob).sizes()
-            names = [source.blob.sha256, *(digest.hex() for digest in contents)]
+            names = self._contents_of(source.blob)
         except _FAILURES as error:
             return [f"{self._files_of(source.blob)}: {error}"]
         return self._flush(names)
@@ -324,6 +323,29 @@ class BlobFetcher:
         """
         failures = self.fetch_blob(source, keep_s=RETENTION_S)
         return failures or self._flush([source.blob.sha256])
+
+    def keep_copies(self, inputs: Iterable[InputBlob]) -> None:
+        """Keep those inputs for `RETENTION_S` that are complete here; fetch nothing.
+
+        Blocks.
+        """
+        for blob, is_tree in inputs:
+            try:
+                names = self._contents_of(blob) if is_tree else [blob.sha256]
+            except (OutputNotFound, ManifestError, OSError):
+                continue
+            if len(self.blob_store.files_here(names)) == len(names):
+                self.blob_store.missing_files(names, keep_s=RETENTION_S)
+
+    def _contents_of(self, tree: BlobRef) -> list[str]:
+        """Return the SHA-256 of a manifest that is here, and of all its files.
+
+        Raises:
+            OutputNotFound: the manifest is not here any more.
+            ManifestError: the content with its digest is not a manifest.
+        """
+        sizes = self.read_manifest(tree).sizes()
+        return [tree.sha256, *(digest.hex() for digest in sizes)]
 
     def _flush(self, names: Sequence[str]) -> list[str]:
         try:

@@ -6,7 +6,7 @@ Nothing is deleted without its answer.
 
 After such a request, input files that no unfinished task names may be deleted when
 space is needed, too: they would stay for an hour after their last use. The dispatcher
-first has the others kept.
+first has the others kept, and each standby keeps its own copies of them.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class ForgottenOutputs:
         dispatcher: Returns the dispatcher, if one is known.
         other_nodes: Returns the other live nodes.
         find_forgotten: Answers if this node is dispatcher.
-        keep_inputs: Has the inputs of unfinished tasks kept, as dispatcher; returns
-            False if some are perhaps not kept.
+        keep_inputs: Has the inputs of unfinished tasks kept, as dispatcher, or keeps
+            its copies, as standby; returns False if some are perhaps not kept.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class ForgottenOutputs:
                     await self._woken.wait()
             self._woken.clear()
             has_news, self._has_news = self._has_news, False
-            if has_news:
-                self._may_release_inputs = await self._keep_inputs()
             is_releasing, self._may_release_inputs = self._may_release_inputs, False
+            if has_news or is_releasing:
+                is_releasing = await self._keep_inputs()
             async with asyncio.TaskGroup() as group:
                 for node in self._other_nodes() if has_news else ():
                     group.create_task(self._wake_node(node, is_releasing))

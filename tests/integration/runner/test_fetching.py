@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.model.task_options import BlobRef, InputTree
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
     TreeFile,
@@ -24,6 +24,7 @@ from octaskly.files.manifest import (
     make_manifest,
 )
 from octaskly.ports.files import (
+    RETENTION_S,
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
@@ -186,6 +187,40 @@ def test_lent_files_are_awaited_for_less_time_from_a_node_that_was_never_met(
     assert awaited.value.wait_s_max == wait_s_max
     assert "which is not connected now" in str(awaited.value)
     assert lan.nodes["b"].asked  # Any node may have them.
+
+
+def test_only_whole_copies_of_trees_are_kept(tmp_path: Path) -> None:
+    """A part of one is of no use to a task, and nothing is fetched for it."""
+    lan = Lan(tmp_path)
+    lan.clock = clock = SetClock()
+    store = (fetcher := lan.fetcher()).blob_store
+    manifests = [
+        encode_manifest(
+            make_manifest(
+                [TreeFile("data", sha256(data).digest(), len(data), 0, False)], [], []
+            )
+        )
+        for data in (b"here", b"not here")
+    ]
+    for content in (b"here", b"file", *manifests):
+        store.store_blob(content_digest(content), content)
+    clock.now_s += RETENTION_S - 1
+
+    fetcher.keep_copies(
+        [
+            *(
+                InputBlob(InputTree(sha256=content_digest(m), node="a"), is_tree=True)
+                for m in manifests
+            ),
+            InputBlob(BlobRef(sha256=content_digest(b"file"), node="a"), is_tree=False),
+            InputBlob(BlobRef(sha256=content_digest(b"gone"), node="a"), is_tree=False),
+        ]
+    )
+
+    until_s = {name: until_s for name, (_, until_s) in store.list_blobs().items()}
+    kept = {content_digest(data) for data in (b"here", b"file", manifests[0])}
+    assert {n for n in until_s if until_s[n] == clock.now_s + RETENTION_S} == kept
+    assert lan.lookups == 0
 
 
 def test_a_full_store_is_no_failure_of_the_holder(tmp_path: Path) -> None:

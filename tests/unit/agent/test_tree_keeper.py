@@ -13,7 +13,7 @@ from octaskly.agent.files import tree_keeper
 from octaskly.agent.files.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.model.ids import Address, AttemptId, Moment, TaskId
+from octaskly.core.model.ids import Address, AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
@@ -82,6 +82,7 @@ class Fetches:
         self.refusals: list[str] = []  #: of other nodes
         self.has_outputs = True  #: other nodes have those that they are asked for
         self.kept_outputs: list[tuple[str, list[str]]] = []  #: nodes with tasks
+        self.kept_copies: list[str] = []  #: of this node
 
     def find_blob(self, blob: BlobRef) -> BlobSource:
         return BlobSource(blob, lambda: ())
@@ -95,6 +96,9 @@ class Fetches:
     def hold_file(self, source: BlobSource) -> list[str]:
         self.held_here.append((source.blob.sha256, False))
         return []
+
+    def keep_copies(self, inputs: Iterable[InputBlob]) -> None:
+        self.kept_copies += [each.blob.sha256 for each in inputs]
 
     def ask_to_hold_outputs(
         self, holder: Holder, outputs: Sequence[AttemptOutputs]
@@ -112,8 +116,8 @@ def tree_at(node: str, digit: str, *, is_lent: bool = False) -> InputBlob:
     return InputBlob(tree, is_tree=True)
 
 
-def view() -> MeshView:
-    made = MeshView(ME, {ME: "ana", OTHER: "ben"})
+def view(me: NodeId = ME) -> MeshView:
+    made = MeshView(me, {ME: "ana", OTHER: "ben"})
     members = tuple(
         RosterEntry(
             id=node,
@@ -130,7 +134,8 @@ def view() -> MeshView:
         )
     )
     current = epoch(term=2, name="a")
-    made.on_published(PublishMeshState(current, ME, True, Roster(current, 1, members)))
+    roster = Roster(current, 1, members)
+    made.on_published(PublishMeshState(current, ME, me == ME, roster))
     return made
 
 
@@ -158,6 +163,59 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
     ((holder, asked),) = fetches.asked
     assert holder == Holder(OTHER, ("https://10.0.0.1:3443",))
     assert sorted(asked) == [theirs.blob.sha256, more.blob.sha256]
+
+
+@pytest.mark.parametrize("me", [ME, OTHER], ids=["dispatcher", "standby"])
+async def test_copies_are_kept_while_the_node_that_a_task_names_is_gone(
+    me: NodeId,
+) -> None:
+    """Each node keeps its own, whatever the named node answers; a standby asks none."""
+    tree, lent = tree_at("cy", "1"), tree_at("cy", "2", is_lent=True)
+    stdin = InputBlob(BlobRef(sha256="3" * 64, node="cy"), is_tree=False)
+    fetches, warnings = Fetches(), Warnings()
+    fetches.refusals = ["cy: it is not in the mesh now"]
+    keeper = TreeKeeper(
+        cast("Store", TaskInputs({tree, lent}, {stdin})),
+        view(me),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
+        Sizes().size,
+        Ended().locate,
+        cast("Logger", warnings),
+    )
+
+    assert await keeper.keep_needed_files() == (me == OTHER)
+
+    assert sorted(fetches.kept_copies) == [tree.blob.sha256, stdin.blob.sha256]
+    assert len(fetches.asked) == (me == ME)
+
+
+async def test_a_standby_keeps_its_copies_unasked() -> None:
+    """The dispatcher does not know what it has."""
+    tree, fetches = tree_at("cy", "1"), Fetches()
+    is_kept = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def keep_copies(inputs: Iterable[InputBlob]) -> None:
+        assert [*inputs] == [tree]
+        loop.call_soon_threadsafe(is_kept.set)
+
+    fetches.keep_copies = keep_copies  # type: ignore[method-assign]
+    keeper = TreeKeeper(
+        cast("Store", TaskInputs({tree}, set())),
+        view(OTHER),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
+        Sizes().size,
+        Ended().locate,
+        cast("Logger", None),  # Nothing is logged.
+    )
+
+    running = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(WAIT_S_MAX):
+        await is_kept.wait()
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_many_trees_are_asked_for_in_bounded_requests() -> None:

@@ -230,6 +230,28 @@ async def test_inputs_are_released_once_those_of_unfinished_tasks_are_kept(
     assert dispatcher.releases == are_kept
 
 
+@pytest.mark.parametrize("are_kept", [True, False])
+async def test_a_node_that_is_told_to_release_keeps_its_copies_first(
+    monkeypatch: pytest.MonkeyPatch,
+    are_kept: bool,
+) -> None:
+    """A standby may have the only copy of what a waiting task needs."""
+    monkeypatch.setattr(forgotten_outputs, "PAUSE_S", 0.0)
+    dispatcher = Dispatcher()
+    dispatcher.keeps_inputs = are_kept
+    archive = Archive(kept("old"))
+    outputs = outputs_of(archive, dispatcher, OTHER)
+    looking = asyncio.create_task(outputs.run())
+
+    outputs.wake(may_release_inputs=True)
+    async with asyncio.timeout(5):
+        while len(dispatcher.sizes) < 2 or dispatcher.releases < are_kept:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    looking.cancel()
+    assert dispatcher.releases == are_kept
+
+
 @pytest.mark.parametrize(
     "answer",
     [
