@@ -350,7 +350,8 @@ class BlobStore:
             upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
             # Hashing its beginning may take a while.
             partial.upload, partial.written_s = upload, inf
-            hashed = partial.hashed
+            # The upload changes the digest, so the next one cannot start with it.
+            hashed, partial.hashed = partial.hashed, None
             is_hashed = hashed is not None and hashed.size_bytes == start
         upload.resume(start, hashed.digest if hashed and is_hashed else None)
         return upload

@@ -524,6 +524,19 @@ def test_a_client_that_was_away_for_long_goes_on(
     assert send_piece(blob_store, 400, 500)
 
 
+def test_a_request_that_is_replaced_does_not_change_where_the_next_one_goes_on(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """Both go on from the same offset, whose digest is known."""
+    send_piece(blob_store, 0, 200)
+    silent = blob_store.continue_upload(name_of(WHOLE), 500, 200)
+    silent.write(WHOLE[200:300])
+    clock.now_s += TAKEOVER_S + 1
+
+    assert send_piece(blob_store, 200, 500)
+    silent.abort()
+
+
 def take_pieces(
     blob_store: BlobStore, size_bytes: int, numbers: Sequence[int]
 ) -> PieceUpload:
