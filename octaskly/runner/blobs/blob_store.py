@@ -337,16 +337,16 @@ class BlobStore:
             if start > arrived:
                 raise WrongOffset(f"{arrived} bytes of the file are here, not {start}")
             now_s = self._now_s()
-            if partial is not None and partial.upload is not None:
-                if now_s - partial.written_s < TAKEOVER_S:
-                    raise UploadInProgress("another request sends the file")
-                partial.upload.is_superseded = True
             if partial is not None:
+                if partial.upload and now_s - partial.written_s < TAKEOVER_S:
+                    raise UploadInProgress("another request sends the file")
                 partial.written_s = now_s  # Its client came back, so it stays.
             self.check_quota(size_bytes)
             self._room.check_room(size_bytes - arrived)
             fd = os.open(path, _CONTINUE, 0o600)
             partial = self._partials.find_or_add(path.name)
+            if partial.upload is not None:
+                partial.upload.is_superseded = True
             upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
             # Hashing its beginning may take a while.
             partial.upload, partial.written_s = upload, inf

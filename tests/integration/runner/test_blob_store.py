@@ -537,6 +537,26 @@ def test_a_request_that_is_replaced_does_not_change_where_the_next_one_goes_on(
     silent.abort()
 
 
+def test_a_request_for_which_there_is_no_room_replaces_none(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """The silent one goes on, and what it leaves expires."""
+    put(blob_store, b"o" * 500)
+    silent = blob_store.continue_upload(name_of(WHOLE), 500, 0)
+    silent.write(WHOLE[:100])
+    clock.now_s += TAKEOVER_S + 1
+    with pytest.raises(FileQuotaExceeded):
+        blob_store.continue_upload(name_of(WHOLE), 900, 0)
+
+    silent.write(WHOLE[100:200])
+    silent.abort()
+
+    assert blob_store.used_bytes == 700
+    clock.now_s += UNUSED_S_MAX + 1
+    blob_store.delete_expired()
+    assert blob_store.used_bytes == 500
+
+
 def take_pieces(
     blob_store: BlobStore, size_bytes: int, numbers: Sequence[int]
 ) -> PieceUpload:
