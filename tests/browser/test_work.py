@@ -163,6 +163,21 @@ async def test_error_of_no_field_is_shown_in_the_window(
         await expect(alert).to_be_in_viewport(ratio=1)
 
 
+async def test_error_names_no_type_of_the_api(guest: Visitor, page: Page) -> None:
+    """A form has only texts."""
+    guest.allow()
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("true")
+    await form.get_by_text("More options").click()
+    await form.get_by_label("CPUs").fill("many")
+
+    await form.get_by_role("button", name="Submit").click()
+
+    wrong = form.get_by_role("alert")
+    await expect(wrong).to_have_text("expected an integer from 1 to 1048576")
+
+
 async def drop(page: Page, *paths: Path) -> None:
     """Drop files and folders of this machine on the page, as a user does."""
     cable = await page.context.new_cdp_session(page)

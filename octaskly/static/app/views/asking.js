@@ -68,7 +68,7 @@ export const MORE = [
     { name: "retry_on", label: "Retry after", read: causes, hint: "failure, lost, or exit codes. Default: failure and lost.", placeholder: "lost, 75" },
     { name: "grace", label: "Grace period", read: seconds, hint: "Between SIGTERM and SIGKILL when it is stopped.", placeholder: "5 s" },
     { name: "limits.memory_mb", label: "Memory limit, MiB", read: number },
-    { name: "limits.cpu_seconds", label: "CPU time limit", read: seconds },
+    { name: "limits.cpu_seconds", label: "CPU time limit", read: seconds, placeholder: "30 min" },
     { name: "limits.file_mb", label: "File size limit, MiB", read: number },
     { name: "limits.processes", label: "Process limit", read: number },
   ] },

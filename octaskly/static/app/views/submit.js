@@ -174,8 +174,8 @@ function Field({ field, value, change, wrong, bytes }) {
   const described = [hint && `${id}-hint`, wrong && `${id}-wrong`].filter(Boolean).join(" ") || undefined;
   const shared = { id, "data-field": name, "aria-describedby": described, "aria-invalid": wrong ? "true" : undefined };
   const onInput = (event) => change(name, event.currentTarget.value);
-  // The types of the API mean nothing to the user of a form.
-  const why = wrong && (wrong.hint || wrong.text).replace(/^Expected [^;]*; /, "");
+  // The types of the API mean nothing to the user of a form: "got `str`; expected an integer".
+  const why = wrong && (wrong.hint || wrong.text).replace(/^got `[^;]*; /, "");
   const error = wrong && html`<p class="field-wrong" id=${`${id}-wrong`} role="alert">${why}</p>`;
   if (kind === "check") {
     return html`<div class="field check"><label for=${id}><input type="checkbox" ...${shared} checked=${value === true}
