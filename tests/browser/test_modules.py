@@ -203,9 +203,9 @@ APART |= {"same_folder"}  # Only a program on the machine can make the file.
 APART |= {"call"}  # A form submits commands.
 
 EDIT = """async (body) => {
-    const { bodyOf, typedOf } = await import("/static/app/views/asking.js");
+    const { bodyOf, canHold, typedOf } = await import("/static/app/views/asking.js");
     const { typed, arrayOf } = typedOf(body);
-    return bodyOf(typed, arrayOf);
+    return [bodyOf(typed, arrayOf), canHold(body)];
 }"""
 
 
@@ -588,4 +588,4 @@ async def test_form_filled_with_a_body_submits_that_body(page: Page) -> None:
     body = await page.evaluate(FORM, [TYPED, ""])
     body |= {"workdir": "scratch", "array": {"range": "1-9", "max_fails": 2}}
 
-    assert await page.evaluate(EDIT, body) == body
+    assert await page.evaluate(EDIT, body) == [body, True]

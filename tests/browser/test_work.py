@@ -603,6 +603,27 @@ async def test_impossible_task_is_edited_and_resubmitted(
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"env": {"KEY": "-----BEGIN-----\nA=B\n"}},
+        {"inputs": [" a.txt"], "workdir": "scratch"},
+    ],
+)
+async def test_task_that_the_form_would_change_is_not_edited(
+    page: Page, mesh: list[Agent], fields: dict[str, Any]
+) -> None:
+    """A field has one variable or path for each line."""
+    requires = {"labels": {"no": "node"}}
+    task = submit(mesh[0], "true", requires=requires, **fields)
+
+    await show(page, "tasks", task)
+
+    await expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    await expect(page.get_by_role("link", name="Edit and submit")).to_have_count(0)
+    mesh[0].call("DELETE", f"{TASKS}/{task}")
+
+
 async def test_failed_task_shows_its_last_output_in_the_list(
     page: Page, mesh: list[Agent]
 ) -> None:

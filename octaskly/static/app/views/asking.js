@@ -117,18 +117,27 @@ export function bodyOf(typed, arrayOf = "") {
   return body;
 }
 
+/** The value of a field in a body. */
+const partOf = (body, name) => name.split(".").reduce((part, key) => part?.[key], body);
+
 /** The typed texts for a body: the opposite of `bodyOf`. */
 export function typedOf(body) {
   const typed = {};
   for (const { name, kind, read } of ALL) {
-    const [outer, inner] = name.split(".");
-    const given = inner === undefined ? body[outer] : body[outer]?.[inner];
+    const given = partOf(body, name);
     if (given === undefined || given === null) continue;
     if (kind === "check") typed[name] = true;
     else if (read === pairs) typed[name] = typedPairs(given);
     else typed[name] = Array.isArray(given) ? typedLines(given) : String(given);
   }
   return { typed, arrayOf: body.array ? "range" : "" };
+}
+
+/** Returns true if the form submits a body as it is: a field has one pair or path for each line. */
+export function canHold(body) {
+  const { typed, arrayOf } = typedOf(body);
+  const again = bodyOf(typed, arrayOf);
+  return ALL.every(({ name }) => JSON.stringify(partOf(again, name)) === JSON.stringify(partOf(body, name)));
 }
 
 /** Name of the field that an error is about, "" for none: `$.requires.cpus`, `$.env.A`. */

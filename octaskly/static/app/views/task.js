@@ -10,6 +10,7 @@ import { now, tell } from "../store.js";
 import { Button, Copy, Dialog, Empty, State } from "../ui.js";
 import { Files } from "./files.js";
 import { Members, Progress, howOf } from "./members.js";
+import { canHold } from "./asking.js";
 import { asCli, asCurl, asked, isOfItems, limitsOf, needsOf, unread } from "./copies.js";
 import { Log } from "./log.js";
 import { Why, isHopeless, useExplained } from "./why.js";
@@ -150,8 +151,8 @@ function ChangePriority({ task, path, reload }) {
     <//>`}`;
 }
 
-/** The API does not return items, stdin or the payload of a call. */
-const canEdit = (task) => !task.call && !isOfItems(task) && !task.stdin_bytes && !task.stdin_file;
+/** The API does not return items, stdin or the payload of a call; the form has only lines. */
+const canEdit = (task) => !task.call && !isOfItems(task) && !task.stdin_bytes && !task.stdin_file && canHold({ timeout: task.timeout, ...asked(task) });
 
 /** The explanation of its state, and every attempt. */
 function Placement({ task, attempts, told }) {
