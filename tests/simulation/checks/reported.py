@@ -293,15 +293,16 @@ def _lacked_a_log(world: World, task: TaskId, before: Told, now: Told) -> bool:
 def _makers(world: World, task: TaskId, attempt: AttemptId | None) -> Iterator[Epoch]:
     """Yield the epochs that assigned an attempt, or decided a task by it.
 
-    None stands for the cancel of the task.
+    None stands for the cancel of the task, or of its array.
     """
+    names = (task, array_of(task))
     for machine in world.machines.values():
         for stream, log in machine.disk.streams.items():
             epoch = machine.disk.writers[stream]
             if attempt is not None and attempt.stream == stream:
                 yield epoch
             for _, fact in task_entries(log):
-                if fact.task == task and _verdict(fact) == (attempt, epoch.term):
+                if fact.task in names and _verdict(fact) == (attempt, epoch.term):
                     yield epoch
 
 
