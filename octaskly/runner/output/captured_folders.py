@@ -16,7 +16,11 @@ from typing import Final, NamedTuple
 
 from octaskly.files.manifest import ManifestError
 from octaskly.ports.store import Clock
-from octaskly.runner.output.captured_contents import CapturedContents, set_mark
+from octaskly.runner.output.captured_contents import (
+    MANIFEST_NAME,
+    CapturedContents,
+    set_mark,
+)
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
 ROOM_BYTES_MIN: Final = 1 << 20
@@ -162,12 +166,18 @@ class CapturedFolders:
         return self._quota_bytes - used_bytes, free_bytes
 
     def _load_sizes(self) -> dict[Path, int]:
-        """Return the size of each folder; the first call reads them from the disk."""
+        """Return the size of each folder; the first call reads them from the disk.
+
+        Nothing arrives before it, so a folder without a manifest is what an agent left
+        that was killed: it is deleted.
+        """
         if self._sizes is None:
-            self._sizes = {
-                folder: _folder_bytes(folder)
-                for folder in self._outputs_dir.glob("*/*")
-            }
+            self._sizes = {}
+            for folder in list(self._outputs_dir.glob("*/*")):
+                if (folder / MANIFEST_NAME).exists():
+                    self._sizes[folder] = _folder_bytes(folder)
+                else:
+                    self._delete(folder)
         return self._sizes
 
     def _unneeded_folders(self, sizes: dict[Path, int]) -> list[Path]:

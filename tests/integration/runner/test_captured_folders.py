@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.runner.output.captured_contents import MANIFEST_NAME
 from octaskly.runner.output.captured_folders import (
     FETCHED_NAME,
     ROOM_BYTES_MIN,
@@ -33,6 +34,7 @@ def capture(folders: CapturedFolders, folder: Path, size_bytes: int) -> bool:
     if folders.make_room(folder, size_bytes) >= size_bytes:
         folder.mkdir(parents=True)
         (folder / "content").write_bytes(bytes(size_bytes))
+        (folder / MANIFEST_NAME).touch()
     folders.add_folder(folder)
     return folder.exists()
 
@@ -130,3 +132,22 @@ def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:
     later.delete_older(51)
     assert later.usage() == (0, 0, 1000)
     assert not folder.parent.exists()
+
+
+def test_what_a_killed_agent_left_takes_no_room(tmp_path: Path) -> None:
+    """Outputs without a manifest, and copies that have not arrived: nobody gets them.
+
+    Nobody can fetch them either, so they would fill the quota until the retention.
+    """
+    folder, other = tmp_path / "task" / "1-1-1-1", tmp_path / "other" / "1-1-1-1"
+    assert capture(open_folders(tmp_path), folder, 300)
+    copy = folder.with_name("2-1-1-1.partial")
+    for place in (copy, other):
+        place.mkdir(parents=True)
+        (place / "partial").write_bytes(bytes(600))
+    later = open_folders(tmp_path)
+
+    assert capture(later, tmp_path / "new" / "1-1-1-1", 700)
+
+    assert later.usage() == (2, 1000, 1000)
+    assert (folder.exists(), copy.exists(), other.parent.exists()) == (True, 0, 0)

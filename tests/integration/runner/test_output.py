@@ -14,6 +14,7 @@ from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.files import KeptOutput
 from octaskly.ports.output import OutputChunk
+from octaskly.runner.output.captured_contents import MANIFEST_NAME
 from octaskly.runner.output.output_archive import (
     QUOTA_BYTES_MAX,
     OutputArchive,
@@ -281,7 +282,7 @@ def test_expired_output_is_deleted(tmp_path: Path) -> None:
     for n, folder in enumerate(("x/1-1-1-1", "x/2-2-2-2", "y/1-1-1-1")):
         place = tmp_path / "outputs" / folder
         place.mkdir(parents=True)
-        (place / "result.txt").write_text("kept")
+        (place / MANIFEST_NAME).write_text("kept")
         os.utime(place, (100 * n, 100 * n))
     clock = Wall(0)
     archive = archive_in(tmp_path, retention_s=50, clock=clock)

@@ -27,6 +27,7 @@ from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.output_copies import ROOM_BYTES, OutputCopies
 from octaskly.runner.files.visitor_files import UPLOAD_BYTES_PER_S, VisitorFiles
+from octaskly.runner.output.captured_contents import MANIFEST_NAME
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import archive_in, supply_in
 from tests.support.sample_messages import ATTEMPT, SPEC
@@ -155,13 +156,13 @@ def test_an_announced_size_deletes_nothing(member: Member, tmp_path: Path) -> No
     """Outputs of other tasks stay, whatever a visitor announces."""
     other = outputs_folder(member.archive.outputs_dir, TaskId("other"), ATTEMPT)
     other.mkdir(parents=True)
-    (other / "kept").write_bytes(DATA)
+    (other / MANIFEST_NAME).write_bytes(DATA)
     member.archive.captured.add_folder(other)
 
     with pytest.raises(FileQuotaExceeded):
         member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, SIZE_MAX)
 
-    assert (other / "kept").read_bytes() == DATA
+    assert (other / MANIFEST_NAME).read_bytes() == DATA
 
 
 def test_a_slow_upload_holds_room_only_for_what_has_arrived(
