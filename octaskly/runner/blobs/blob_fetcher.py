@@ -49,6 +49,7 @@ from octaskly.runner.blobs.holder_connection import (
 )
 from octaskly.runner.blobs.lenders import (
     ASK_AGAIN_S,
+    AbsentLenders,
     Lenders,
 )
 from octaskly.runner.blobs.pieces import (
@@ -131,6 +132,7 @@ class BlobFetcher:
     ) -> None:
         self.blob_store = blob_store
         self.lenders = lenders
+        self.absent_lenders = AbsentLenders(blob_store.clock)
         self._own_names = own_names
         self._holders_of = holders_of
         self._on_wrong_copy = on_wrong_copy

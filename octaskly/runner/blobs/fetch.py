@@ -30,6 +30,7 @@ from octaskly.runner.blobs.lenders import (
     AWAY_RETRY_S,
     LENDER_WAIT_S,
     UNKNOWN_NODE_WAIT_S,
+    AbsentLenders,
     Lenders,
 )
 from octaskly.runner.blobs.pieces import HOLDERS_MAX, HolderLookup, PieceDownload
@@ -111,6 +112,7 @@ class FetcherState(Protocol):
 
     blob_store: BlobStore
     lenders: Lenders
+    absent_lenders: AbsentLenders
     file_locks: NamedLocks  #: by what is being fetched
     large_slots: threading.Semaphore  #: for blobs in pieces
 
@@ -201,13 +203,7 @@ class Fetch:
                     raise
             else:
                 return
-            named = self._named_holder()
-            is_known = named is not None and not named.is_unknown
-            wait_s_max = (
-                LENDER_WAIT_S
-                if self._wanted.is_lent_here or is_known
-                else UNKNOWN_NODE_WAIT_S
-            )
+            wait_s_max = self._lender_wait_s(self._named_holder())
         largest_bytes = max(sizes[name] or 0 for name in missing)
         why = self._why_not_sent(largest_bytes, is_away=wait_s != ASK_AGAIN_S)
         raise FilesAwaited(
@@ -215,6 +211,17 @@ class Fetch:
             retry_s=wait_s,
             wait_s_max=wait_s_max,
         )
+
+    def _away_retry_s(self, named: Holder | None) -> float | None:
+        """Return when to ask a node again that gives no answer; None for never."""
+        absent_s = self._fetcher.absent_lenders.note_absence(self._wanted.lent_tree)
+        return None if absent_s > self._lender_wait_s(named) else AWAY_RETRY_S
+
+    def _lender_wait_s(self, named: Holder | None) -> float:
+        """Return how long to wait for a lender at this node, or at the named one."""
+        is_known = named is not None and not named.is_unknown
+        is_waited_for = self._wanted.is_lent_here or is_known
+        return LENDER_WAIT_S if is_waited_for else UNKNOWN_NODE_WAIT_S
 
     def _why_not_sent(self, size_bytes: int, *, is_away: bool) -> str:
         """Return what to add about a client that has not sent a file of this size."""
@@ -242,18 +249,21 @@ class Fetch:
             lenders = self._fetcher.lenders
             return lenders.await_files_in_thread(tree, list(missing))
         named = self._named_holder()
-        if named is None or named.is_unknown:
-            return AWAY_RETRY_S  # This node may not have heard of it yet.
+        if named is None or named.is_unknown:  # It may be introduced soon.
+            return self._away_retry_s(named)
         try:
             # The node asks the client for all that this request names.
             retry_s = self._fetch_packs(
                 named, list(missing), is_compressed=is_manifest, lent_tree=tree
             )
+            self._fetcher.absent_lenders.note_answer(tree)
             for name in _split(missing)[1]:
                 self._download_from(named, name, missing[name])
         except HolderRefused:
             return None
-        except (HolderUnreachable, HolderBusy, ContentMismatch):
+        except HolderUnreachable:
+            return self._away_retry_s(named)
+        except (HolderBusy, ContentMismatch):
             return AWAY_RETRY_S
         return retry_s
 

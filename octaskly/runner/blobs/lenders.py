@@ -8,6 +8,7 @@ moment. So the files of all tasks together need no room at any node.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -77,6 +78,42 @@ class _Arrivals:
         with suppress(TimeoutError):
             async with asyncio.timeout(ARRIVAL_S):
                 await self._all_here.wait()
+
+
+class AbsentLenders:
+    """Since when the nodes to which trees are lent give this node no answer.
+
+    All attempts that want a tree wait for its lender at the same time. Any thread may
+    call the methods.
+
+    Args:
+        clock: The machine's clocks.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        #: By tree: since when, and when it was tried last; the last tried one is last.
+        self._absences: dict[str, tuple[float, float]] = {}
+
+    def note_absence(self, tree: str) -> float:
+        """Note that a node gives no answer; return the seconds since the first time.
+
+        Nothing is known about a time in which it was not asked.
+        """
+        now_s = self._clock.now().mono_s
+        with self._lock:
+            since_s, tried_s = self._absences.pop(tree, (now_s, now_s))
+            if now_s - tried_s > LENDER_WAIT_S:
+                since_s = now_s
+            self._absences[tree] = since_s, now_s
+            if len(self._absences) > DEPARTURES_MAX:
+                del self._absences[next(iter(self._absences))]
+        return now_s - since_s
+
+    def note_answer(self, tree: str) -> None:
+        """Note that a node has answered."""
+        with self._lock:
+            self._absences.pop(tree, None)
 
 
 class Lenders:

@@ -40,6 +40,7 @@ from octaskly.runner.blobs.holder_connection import (
     HolderRefused,
     HolderUnreachable,
 )
+from octaskly.runner.blobs.lenders import LENDER_WAIT_S
 from tests.support.holders import FAULTS, Lan
 from tests.support.set_clock import SetClock
 
@@ -187,6 +188,33 @@ def test_lent_files_are_awaited_for_less_time_from_a_node_that_was_never_met(
     assert awaited.value.wait_s_max == wait_s_max
     assert "which is not connected now" in str(awaited.value)
     assert lan.nodes["b"].asked  # Any node may have them.
+
+
+def test_all_attempts_wait_for_an_absent_lender_at_the_same_time(
+    tmp_path: Path,
+) -> None:
+    """Those of an array start one after the other, and would hold slots for hours."""
+    lan = Lan(tmp_path, a="unreachable")
+    lan.clock = clock = SetClock()
+    tree = InputTree(sha256=content_digest(b"not here"), node="a", is_lent=True)
+    source = (fetcher := lan.fetcher()).find_blob(tree)
+    assert source is not None
+
+    def is_awaited(after_s: float, fault: str = "unreachable") -> bool:
+        clock.now_s += after_s
+        lan.nodes["a"].fault = fault
+        try:
+            assert fetcher.fetch_tree(source)
+        except FilesAwaited:
+            return True
+        return False
+
+    assert is_awaited(0)
+    assert is_awaited(LENDER_WAIT_S - 1)
+    assert not is_awaited(2)
+    assert not is_awaited(1, fault="lacks")  # It answers, and has no client.
+    assert is_awaited(1)
+    assert is_awaited(LENDER_WAIT_S + 1)  # It may have been there meanwhile.
 
 
 def test_only_whole_copies_of_trees_are_kept(tmp_path: Path) -> None:
