@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import inf
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 from msgspec.structs import replace
 
@@ -49,6 +49,9 @@ from octaskly.runner.blobs.holder_connection import (
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.store import Store
 from octaskly.system.log import Logger
+
+_T = TypeVar("_T")
+_Arguments = TypeVarTuple("_Arguments")
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
 SIZE_ALL_S_MAX: Final = PERIOD_S / 3  #: for the sizes of all trees
@@ -159,9 +162,7 @@ class TreeKeeper:
         if not are_inputs_due:
             return True
         inputs = _inputs_to_keep(needed)
-        await asyncio.get_running_loop().run_in_executor(
-            self._fetcher.threads, self._fetcher.keep_copies, inputs
-        )
+        await self._run_in_thread(self._fetcher.keep_copies, inputs)
         if not self._view.is_serving:
             return True
         are_kept = await self._keep_inputs(inputs)
@@ -215,7 +216,7 @@ class TreeKeeper:
                 indices = await self.hold_outputs(some)
             else:
                 try:
-                    indices = await asyncio.to_thread(
+                    indices = await self._run_in_thread(
                         self._fetcher.ask_to_hold_outputs, holder, some
                     )
                 except (HolderUnreachable, HolderBusy, OutputNotFound):
@@ -260,11 +261,11 @@ class TreeKeeper:
         Raises:
             FileQuotaExceeded: there is no room for it.
         """
-        loop, fetcher = asyncio.get_running_loop(), self._fetcher
+        fetcher = self._fetcher
         source = fetcher.find_blob(needed.blob)
         assert source is not None
         hold = fetcher.hold_tree if needed.is_tree else fetcher.hold_file
-        return await loop.run_in_executor(fetcher.threads, hold, source)
+        return await self._run_in_thread(hold, source)
 
     async def replicate_input(self, needed: InputBlob) -> list[NodeId]:
         """Store an input here and at the standbys; return those that have it.
@@ -307,10 +308,8 @@ class TreeKeeper:
     ) -> str:
         """Copy the outputs of an attempt, a tree at a node; return why that failed."""
         holder = Holder(tree.node, self._view.lan_urls_of(tree.node))
-        loop, fetch = asyncio.get_running_loop(), self._copies.fetch_copy
-        return await loop.run_in_executor(
-            self._fetcher.threads, fetch, task, attempt, holder, tree.sha256
-        )
+        fetch = self._copies.fetch_copy
+        return await self._run_in_thread(fetch, task, attempt, holder, tree.sha256)
 
     async def read_manifest(self, tree: InputTree) -> Manifest:
         """Return the entries of a tree; fetch its manifest if it is not here."""
@@ -342,8 +341,8 @@ class TreeKeeper:
         assert source is not None
         is_over = threading.Event()
         try:
-            failures = await asyncio.get_running_loop().run_in_executor(
-                self._fetcher.threads, fetch, source, lambda: not is_over.is_set()
+            failures = await self._run_in_thread(
+                fetch, source, lambda: not is_over.is_set()
             )
         except FileQuotaExceeded as error:
             raise OutputNotFound(str(error)) from None
@@ -383,8 +382,20 @@ class TreeKeeper:
         failures = []
         for start in range(0, len(inputs), ASKED_INPUTS_MAX):
             some = inputs[start : start + ASKED_INPUTS_MAX]
-            failures += await asyncio.to_thread(self._fetcher.ask_to_hold, holder, some)
+            ask = self._fetcher.ask_to_hold
+            failures += await self._run_in_thread(ask, holder, some)
         return failures
+
+    async def _run_in_thread(
+        self, function: Callable[[*_Arguments], _T], *arguments: *_Arguments
+    ) -> _T:
+        """Run a function that waits for a node.
+
+        That node may wait for this one, whose other threads have to answer it.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._fetcher.threads, function, *arguments
+        )
 
 
 def _inputs_to_keep(needed: NeededFiles) -> list[InputBlob]:

@@ -61,7 +61,9 @@ class TreeSizer:
         source = self._fetcher.find_blob(replace(tree, folders=()))
         assert source is not None
         loop = asyncio.get_running_loop()
-        sized = self._sized[name] = loop.run_in_executor(None, self._read_sizes, source)
+        sized = self._sized[name] = loop.run_in_executor(
+            self._fetcher.threads, self._read_sizes, source
+        )
         sized.add_done_callback(partial(self._on_sized, name))
         if len(self._sized) > TREES_MAX:
             del self._sized[next(iter(self._sized))]

@@ -147,7 +147,7 @@ class ForgottenOutputs:
             return ForgottenIndices(forgotten=list(indices), before_ms=before_ms)
         holder = Holder(dispatcher.node, dispatcher.lan_urls)
         body = {"kept": kept}
-        reply = await asyncio.to_thread(self._post, holder, ASK_PATH, body)
+        reply = await self._post(holder, ASK_PATH, body)
         answer = msgspec.convert(reply, ForgottenIndices)
         if any(not 0 <= index < len(kept) for index in answer.forgotten):
             raise HolderUnreachable("it named outputs that were not asked for")
@@ -157,8 +157,12 @@ class ForgottenOutputs:
         body = {"may_release_inputs": may_release_inputs}
         async with self._telling:
             with suppress(*_FAILURES):  # It looks later by itself.
-                await asyncio.to_thread(self._post, node, WAKE_PATH, body)
+                await self._post(node, WAKE_PATH, body)
 
-    def _post(self, node: Holder, path: str, body: object) -> Any:
-        with self._fetcher.connections.connect_to(node) as connection:
-            return connection.post_json(path, body, timeout_s=ANSWER_S_MAX)
+    async def _post(self, node: Holder, path: str, body: object) -> Any:
+        def post() -> Any:
+            with self._fetcher.connections.connect_to(node) as connection:
+                return connection.post_json(path, body, timeout_s=ANSWER_S_MAX)
+
+        threads = self._fetcher.threads
+        return await asyncio.get_running_loop().run_in_executor(threads, post)

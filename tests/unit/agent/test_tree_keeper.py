@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -400,6 +401,39 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
     else:
         assert await keeper.replicate_input(tree_at(origin, "1")) == nodes
         assert warnings.texts == [["no room"]]
+
+
+async def test_standbys_are_asked_in_threads_that_do_not_answer_them() -> None:
+    """They fetch from the dispatcher what it asks them to hold."""
+    fetches, is_asked, is_answered = Fetches(), asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+
+    def ask_to_hold(*_: object) -> list[str]:
+        loop.call_soon_threadsafe(is_asked.set)
+        return [] if is_answered.wait(5) else ["the dispatcher did not answer"]
+
+    async def answer() -> None:
+        await is_asked.wait()
+        await asyncio.to_thread(is_answered.set)
+
+    fetches.ask_to_hold = ask_to_hold  # type: ignore[assignment, method-assign]
+    keeper = TreeKeeper(
+        cast("Store", None),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),
+        Sizes().size,
+        Ended().locate,
+        cast("Logger", Warnings()),
+    )
+
+    nodes, _ = await asyncio.gather(
+        keeper.replicate_input(tree_at("ana", "1")),
+        answer(),
+    )
+
+    assert nodes == [ME, OTHER]
 
 
 async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ class Dispatcher:
         self.keeps_inputs = True
         self.releases = 0
         self.falsify: Callable[[dict[str, Any]], object] = lambda answer: answer
+        self.threads = ThreadPoolExecutor(1)
 
     async def find_forgotten(
         self, asked: Sequence[KeptOutput]
