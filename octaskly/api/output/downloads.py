@@ -35,6 +35,7 @@ from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
 from octaskly.ports.gateway import OutputLocation
 from octaskly.rest.tasks import HeldTrees, TreePage
+from octaskly.system.blocking_calls import opened_in_thread
 
 _INTERNAL = "/internal/v1/outputs"
 _INTERNAL_LIST = "/internal/v1/output-lists"
@@ -197,11 +198,14 @@ async def send_file(
     request: Request, file: Path, name: str, *, etag: str
 ) -> web.StreamResponse:
     """Send a file as an attachment with a name, or the requested range of it."""
-    try:
-        fd = await asyncio.to_thread(os.open, file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        raise OutputNotFound(f"{name} no longer exists") from None
-    try:
+
+    def open_file() -> int:
+        try:
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise OutputNotFound(f"{name} no longer exists") from None
+
+    async with opened_in_thread(open_file, os.close) as fd:
         status = os.fstat(fd)
         answer = _attachment(name, BYTES, etag)
         answer.last_modified = status.st_mtime
@@ -211,8 +215,6 @@ async def send_file(
         await answer.prepare(request.http_request)
         if request.http_request.method != "HEAD":
             await send_open_file(request.http_request, answer, fd, start, end)
-    finally:
-        os.close(fd)
     return answer
 
 

@@ -61,6 +61,7 @@ from octaskly.ports.files import (
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
+    OpenPiece,
     UploadInProgress,
     VisitorAccess,
     WrongOffset,
@@ -75,6 +76,8 @@ from octaskly.rest.tasks import (
     VerifiedFile,
 )
 from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.uploads import BlobUpload
+from octaskly.system.blocking_calls import opened_in_thread
 from octaskly.system.tls_transport import TlsTransport
 
 FILES_PATH: Final = "/api/v1/files"
@@ -313,22 +316,26 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
     wanted, lent_tree = request.query.pieces(), request.query.text("tree")
     if request.visitor is not None:
         require_visitor_access(request, [name], lent_tree=lent_tree or "")
-    async with request.services.transfers.use_slot(request.visitor):
-        piece = await asyncio.to_thread(files.open_piece, name, wanted)
+
+    def open_piece() -> OpenPiece:
+        piece = files.open_piece(name, wanted)
         if piece is None:
             raise busy_problem()
-        try:
-            answer = web.StreamResponse(headers={"Content-Type": BYTES})
-            answer.headers[PIECE_HEADER] = str(piece.number)
-            answer.headers[BLOB_BYTES_HEADER] = str(piece.blob_bytes)
-            answer.content_length = piece.end - piece.start
-            request.add_headers(answer)
-            await answer.prepare(request.http_request)
-            await send_open_file(
-                request.http_request, answer, piece.fd, piece.start, piece.end
-            )
-        finally:
-            os.close(piece.fd)
+        return piece
+
+    async with (
+        request.services.transfers.use_slot(request.visitor),
+        opened_in_thread(open_piece, lambda piece: os.close(piece.fd)) as piece,
+    ):
+        answer = web.StreamResponse(headers={"Content-Type": BYTES})
+        answer.headers[PIECE_HEADER] = str(piece.number)
+        answer.headers[BLOB_BYTES_HEADER] = str(piece.blob_bytes)
+        answer.content_length = piece.end - piece.start
+        request.add_headers(answer)
+        await answer.prepare(request.http_request)
+        await send_open_file(
+            request.http_request, answer, piece.fd, piece.start, piece.end
+        )
     if lent_tree and piece.end == piece.blob_bytes:  # Its lender can send it again.
         await asyncio.to_thread(files.release_copies, [name])
     return answer
@@ -400,15 +407,11 @@ async def _store_upload(
                 piece.start,
                 keep_s=keep_s,
             )
-        intake = await asyncio.to_thread(start)
-        try:
+        async with opened_in_thread(start, BlobUpload.abort) as intake:
             sent_bytes = await receive_body(request, intake.write)
             if piece.start is None or intake.is_complete:
                 name = await asyncio.to_thread(intake.finish)
             return name or "", (piece.start or 0) + sent_bytes
-        finally:
-            # A disconnect of the client cancels this handler, so shield the cleanup.
-            await asyncio.shield(asyncio.to_thread(intake.abort))
 
 
 _NO_ROOM: Final = {

@@ -15,35 +15,36 @@ from octaskly.api.security import route_cost
 from octaskly.core.model.ids import TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.rest.tasks import HeldTrees
+from octaskly.runner.files.output_copies import PushedArchive
+from octaskly.system.blocking_calls import opened_in_thread
 
 
 async def store_outputs(request: Request) -> web.StreamResponse:
     """Store the captured outputs of an attempt that its visitor sends, as a tar."""
     task, attempt = query.attempt_in(request.path_params)
     size_bytes, visitor = announced_size(request), request.visitor
-    with upload_errors(field="outputs"):
+
+    def open_outputs() -> PushedArchive:
         outputs = None
         if visitor is not None:
-            outputs = await asyncio.to_thread(
-                request.files.visitors.open_outputs,
-                visitor,
-                TaskId(task),
-                attempt,
-                size_bytes,
+            outputs = request.files.visitors.open_outputs(
+                visitor, TaskId(task), attempt, size_bytes
             )
         if outputs is None:
             hint = "this is not a live attempt of this visitor, or it was sent before"
             raise Problem(
                 HTTPStatus.FORBIDDEN, FORBIDDEN, hint=hint, closes_connection=True
             )
-        try:
-            await receive_body(request, outputs.write, outputs.wait_s)
-            await asyncio.to_thread(outputs.finish)
-        except OutputNotFound as error:
-            # It may be the visitor's at a new dispatcher, which it asks then.
-            raise Problem(503, NO_DISPATCHER, hint=error.message) from None
-        finally:
-            await asyncio.shield(asyncio.to_thread(outputs.abort))
+        return outputs
+
+    with upload_errors(field="outputs"):
+        async with opened_in_thread(open_outputs, PushedArchive.abort) as outputs:
+            try:
+                await receive_body(request, outputs.write, outputs.wait_s)
+                await asyncio.to_thread(outputs.finish)
+            except OutputNotFound as error:
+                # It may be the visitor's at a new dispatcher, which it asks then.
+                raise Problem(503, NO_DISPATCHER, hint=error.message) from None
     return json_response(task_response.encode(HeldTrees(failures=[])))
 
 
