@@ -49,7 +49,7 @@ from octaskly.api.schemas.files import (
     OfferIn,
     PackIn,
 )
-from octaskly.api.security import route_cost
+from octaskly.api.security import file_keepers, route_cost
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
@@ -192,8 +192,9 @@ async def upload_pack(request: Request) -> web.StreamResponse:
     files, reader = request.files.store, PackReader()
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
-    new: list[str] = []
-    held: list[str] = []
+    # A pack may name one small file again and again; no more keepers are known.
+    new: deque[str] = deque(maxlen=file_keepers.FILES_MAX)
+    held: deque[str] = deque(maxlen=file_keepers.FILES_MAX)
 
     def store(data: bytes | memoryview) -> None:
         for sha256, content in reader.add_data(data):
