@@ -165,6 +165,7 @@ class TarReader:
         self._count = 0
         self._total_bytes = 0  #: of earlier calls
         self.entry_end = 0  #: number of bytes up to the end of the last taken entry
+        self.content_end = remaining_bytes  #: the same for the entry that is arriving
 
     def add_data(self, data: bytes) -> Iterator[TarEntry | memoryview | None]:
         """Yield each entry, then its content in pieces, then None at its end.
@@ -186,7 +187,7 @@ class TarReader:
                 self.entry = None
                 yield None
                 # Not before the caller has taken it: else a failure would skip it.
-                self.entry_end = self._total_bytes + len(data) - len(view)
+                self.entry_end = self.content_end
             missing = max(self._pax_bytes, BLOCK_BYTES) - len(self._buffer)
             self._buffer += view[:missing]
             if len(view) < missing:
@@ -197,6 +198,8 @@ class TarReader:
             if entry is not None:
                 self.entry = entry
                 self.remaining_bytes = entry.size_bytes + padding(entry.size_bytes)
+                taken_bytes = self._total_bytes + len(data) - len(view)
+                self.content_end = taken_bytes + self.remaining_bytes
                 yield entry
         self._total_bytes += len(data)
 

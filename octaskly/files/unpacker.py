@@ -131,7 +131,9 @@ class Unpacker:
         return self.fetched
 
     def close(self) -> None:
-        """Save the state of an incomplete fetch."""
+        """Save the state of an incomplete fetch, which may have ended anywhere."""
+        if self._reader.entry is None or not self.offset:
+            self._discard_file()  # It arrives again from its beginning.
         if not self._is_ended and self.offset:
             self._save_state()
         if self._file is not None:
@@ -205,13 +207,14 @@ class Unpacker:
 
     def _save_state(self) -> None:
         """Write the state; without it, the next fetch starts over."""
-        is_inside = self._reader.entry is not None
+        reader, arriving = self._reader, self._file
+        taken_bytes = reader.content_end - reader.remaining_bytes
         state = _State(
             etag=self.etag,
-            offset=self.offset if is_inside else self._start + self._reader.entry_end,
-            entry=self._reader.entry,
-            remaining_bytes=self._reader.remaining_bytes,
-            partial=self._file.name if self._file is not None else "",
+            offset=self._start + (taken_bytes if arriving else reader.entry_end),
+            entry=reader.entry if arriving else None,
+            remaining_bytes=reader.remaining_bytes,
+            partial=arriving.name if arriving else "",
             files=self._files,
             bytes=self._bytes,
             kept=tuple(self._home.kept),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from octaskly.files import unpacker as unpacking
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.home_folder import (
     FetchError,
+    HomeFile,
     HomeFolder,
     HostileTree,
     KeptFile,
@@ -346,6 +348,43 @@ def test_an_interrupted_fetch_resumes_at_every_byte(tmp_path: Path) -> None:
             "z": "z",
         }
         assert (home / "d" / "app").stat().st_mode & 0o100
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [(HomeFolder, "open_file"), (HomeFile, "write"), (HomeFile, "finish")],
+)
+def test_a_fetch_that_was_interrupted_while_it_unpacked_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
+) -> None:
+    """One part of the archive has the ends of several files."""
+    texts = {f"f{n}": str(n) * 900 for n in range(8)}
+    data = archive(tmp_path, texts)
+    for count in range(1, 9):
+        home = tmp_path / f"home{count}"
+        with monkeypatch.context() as patch:
+            interrupt = interrupting(getattr(owner, method), count)
+            patch.setattr(owner, method, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                unpack(home, data, "*", pieces=5000)
+        later = Unpacker(HomeFolder(home, task=ID, declared=["*"]))
+        later.close()
+
+        assert later.offset or count <= 2  # Nothing is known of the first part.
+        assert unpack(home, data, "*", pieces=5000).files == len(texts)
+        assert texts_in(home) == texts
+
+
+def interrupting(method: Callable[..., object], count: int) -> Callable[..., object]:
+    """Return a method whose call with this number is interrupted."""
+    calls = itertools.count(1)
+
+    def call(*args: object) -> object:
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        return method(*args)
+
+    return call
 
 
 @pytest.mark.parametrize("wrong", ["a", "d/app", "z"])
