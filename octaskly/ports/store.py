@@ -116,7 +116,7 @@ class TaskListPage:
     records: tuple[TaskRecord, ...]
     total: int | None  #: matching tasks; None if a search has not scanned all
     next_name: str | None = None  #: the search continues after this task
-    unsearched: int = 0  #: number of tasks that a search has not scanned
+    unsearched: int = 0  #: number of tasks that later pages of a search scan
 
 
 class NeededFiles(NamedTuple):

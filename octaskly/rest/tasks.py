@@ -154,8 +154,8 @@ class TaskLines(msgspec.Struct, frozen=True, kw_only=True):
     """A page of tasks, without their output.
 
     Only a search sends `next` and `left`. `next` is the `after` of the next request, or
-    null at the end. `left` is the number of tasks not yet examined. `total` is null
-    unless the first response examined all tasks.
+    null at the end. `left` is the number of tasks that later responses will examine.
+    `total` is null unless the first response examined all tasks; then `left` is 0.
     """
 
     tasks: Sequence[TaskLine]

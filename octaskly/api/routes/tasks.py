@@ -93,9 +93,9 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     """Return a page of tasks, oldest first unless `newest` is true.
 
     With `name`, `label` or `text` the request is a search, which examines as many tasks
-    as a short time allows. `left` is the number of tasks not yet examined. `next` is
-    the `after` of the next request, or null at the end. `total` is null unless the
-    first response examined all tasks.
+    as a short time allows. `left` is the number of tasks that later responses will
+    examine. `next` is the `after` of the next request, or null at the end. `total` is
+    null unless the first response examined all tasks; then `left` is 0.
 
     With `ref` it returns the tasks that a short id may mean, at most four: a number
     alone, or the first 4 to 8 hexadecimal digits of an id.

@@ -10,6 +10,7 @@ from msgspec import json
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import hlc_of
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports.store import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import (
@@ -148,7 +149,7 @@ def _search(
     found: list[int] = []
     left, last, is_over = 0, -1, False
     size = SEARCH_ROWS
-    for block, n in _parts(db, query, search):
+    for block, n in _parts(db, query, _key_of(db, search.after)):
         keys = block
         while keys[0] <= keys[1] and not is_over:
             began_s = now_s()
@@ -169,6 +170,8 @@ def _search(
     some = found[: query.limit]
     if len(found) > len(some):
         last = some[-1]
+        if total is None:
+            left = _count_rows_after(db, query, last)
     is_all = len(found) == len(some) and not left
     return TaskListPage(
         _read_shown(db, query, some),
@@ -206,16 +209,36 @@ def _count_rows(db: sqlite3.Connection, query: TaskQuery, keys: Keys) -> int:
     return int(count)
 
 
+def _count_rows_after(db: sqlite3.Connection, query: TaskQuery, key: int) -> int:
+    """Return the number of rows after a key, in the order of the query."""
+    # The first block may begin before the key.
+    return sum(
+        n if position else _count_rows(db, query, keys)
+        for position, (keys, n) in enumerate(_parts(db, query, key))
+    )
+
+
+def _key_of(db: sqlite3.Connection, task: TaskId | None) -> int | None:
+    """Return the key of a task; 0 if it is unknown."""
+    if task is None:
+        return None
+    found = db.execute("SELECT key FROM tasks WHERE id = ?", (task,)).fetchone()
+    return found[0] if found else 0
+
+
 def _parts(
-    db: sqlite3.Connection, query: TaskQuery, search: TaskSearch
+    db: sqlite3.Connection, query: TaskQuery, after: int | None
 ) -> Iterator[tuple[Keys, int]]:
-    """Yield the key range and the row count of each block with rows, in order."""
+    """Yield the key range and the row count of each block with rows, in order.
+
+    Args:
+        db: Connection to the log.
+        query: The list; its filters and order count.
+        after: Key to continue after; the count of its block includes rows before it.
+    """
     first, last = 0, arrays.MEMBER_KEYS_START - 1
-    if search.after is not None:
-        (key,) = db.execute(
-            "SELECT key FROM tasks WHERE id = ?", (search.after,)
-        ).fetchone() or (0,)
-        first, last = _keys_from(query, (first, last), key)
+    if after is not None:
+        first, last = _keys_from(query, (first, last), after)
         first, last = (first, last - 1) if query.is_newest_first else (first + 1, last)
     for start, n in list_counts.read_block_counts(
         db, _cells(query), (first, last), is_last_first=query.is_newest_first

@@ -17,7 +17,7 @@ from octaskly.core.effects import Append
 from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
 from octaskly.ports.store import TaskQuery, TaskSearch
@@ -294,6 +294,28 @@ def test_a_search_has_a_total_only_after_the_last_page(
     assert whole.next_name == whole.records[-1].name
     assert (part.total, part.unsearched) == (None, 5000 - pages.SEARCH_ROWS)
     assert second.total is None
+
+
+@pytest.mark.parametrize("is_newest_first", [False, True], ids=["oldest", "newest"])
+def test_a_search_counts_all_tasks_after_its_page_as_unsearched(
+    named: sqlite3.Connection, *, is_newest_first: bool
+) -> None:
+    """Also those that it has scanned, and will scan again for the next page."""
+    wanted = range(0, 5000, 7)[:: -1 if is_newest_first else 1]
+    search = TaskSearch(name='run "7"')
+    hurry = itertools.count(step=pages.SEARCH_S_MAX)
+    query = TaskQuery(limit=2, search=search, is_newest_first=is_newest_first)
+
+    first = pages.read_task_page(named, query, lambda: next(hurry))
+    after = replace(search, after=kit.task_id(wanted[1]))
+    second = pages.read_task_page(named, replace(query, search=after))
+
+    assert [first.next_name, second.next_name] == [
+        task_name(kit.task_id(wanted[n])) for n in (1, 3)
+    ]
+    assert [first.unsearched, second.unsearched] == [
+        wanted[n] if is_newest_first else 4999 - wanted[n] for n in (1, 3)
+    ]
 
 
 def test_a_search_filters_by_state_and_node_as_well(db: sqlite3.Connection) -> None:
