@@ -657,6 +657,18 @@ async def test_list_says_which_member_failed_and_which_output_is_missing(
     await expect(dialog).to_contain_text("First failure: .2 exit code 1")
 
 
+async def test_invalid_filter_is_an_error_and_loads_nothing(
+    guest: Visitor, page: Page
+) -> None:
+    """No row will come."""
+    guest.allow()
+    await show(page, "tasks", label="bad label!")
+
+    await expect(page.get_by_role("alert")).to_contain_text("label")
+    await expect(page.locator(".head")).not_to_contain_text("Loading")
+    await expect(page.get_by_role("grid")).to_have_count(0)
+
+
 async def test_failed_python_call_shows_its_call_and_its_traceback(
     page: Page, mesh: list[Agent]
 ) -> None:

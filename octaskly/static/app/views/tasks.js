@@ -44,14 +44,16 @@ function List({ query }) {
   }, [rows]);
   const [why, setWhy] = useState(null);
   const isFiltered = isSearch || status || node;
+  const problem = rows.problem.value;
+  const isRefused = rows.total.value === null && problem !== null && !mayPass(problem);
   return html`
-    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
+    <div class="head"><h1>Tasks</h1>${!isRefused && html`<${Found} rows=${rows} isSearch=${isSearch} />`}
       ${may.submit.value && html`<a class="button primary end" href=${href(["submit"])}>Submit<span class="wide-only">a task</span></a>`}</div>
     <${Filters} asked=${asked} change=${change} />
-    ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
-    ${rows.total.value === 0 && !rows.isBusy?.value
+    ${problem && html`<p class="problem" role="alert"><${Problem} of=${problem} /></p>`}
+    ${!isRefused && (rows.total.value === 0 && !rows.isBusy?.value
       ? html`<${Nothing} isFiltered=${isFiltered} ofFailed=${status === "failed"} clear=${() => go(["tasks"])} />`
-      : html`<${Grid} key=${key} rows=${rows} why=${setWhy} />`}
+      : html`<${Grid} key=${key} rows=${rows} why=${setWhy} />`)}
     ${why && html`<${WhyDialog} task=${why} onClose=${() => setWhy(null)} />`}`;
 }
 
