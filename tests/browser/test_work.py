@@ -669,6 +669,22 @@ async def test_invalid_filter_is_an_error_and_loads_nothing(
     await expect(page.get_by_role("grid")).to_have_count(0)
 
 
+async def test_members_cancelled_before_their_start_are_counted(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """No list has them."""
+    requires = {"labels": {"no": "node"}}
+    array = submit(mesh[0], "true", requires=requires, array={"range": "1-9"})
+    assert mesh[0].call("DELETE", f"{TASKS}/{array}.4")[0] == 200
+    assert mesh[0].call("DELETE", f"{TASKS}/{array}")[0] == 200
+    finished(mesh[0], array)
+    await show(page, "tasks", array)
+
+    members = page.get_by_role("region", name="Members")
+    await expect(members.get_by_role("row")).to_have_count(2)
+    await expect(members).to_contain_text("Not listed: 8 members that never started.")
+
+
 async def test_failed_python_call_shows_its_call_and_its_traceback(
     page: Page, mesh: list[Agent]
 ) -> None:

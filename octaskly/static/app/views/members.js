@@ -69,6 +69,7 @@ export function Members({ array }) {
     reader.current.read();
   }, [array.id, status, limit, failed, running, completed, cancelled]);
   const { tasks, total } = found?.status === status ? found : { tasks: [], total: null };
+  const unlisted = status === "cancelled" && total !== null ? cancelled - total : 0;
   const choose = (state) => {
     setLimit(PAGE);
     setStatus(state);
@@ -77,7 +78,8 @@ export function Members({ array }) {
       <div class="states end" role="group" aria-label="State of the members">
         ${CHOICES.map((state) => html`<button type="button" class="chip" key=${state}
           aria-pressed=${status === state} onClick=${() => choose(state)}><${State} of=${state} /> <span class="muted">${count(array.array[state])}</span></button>`)}</div></div>
-    ${tasks.length === 0 ? html`<p class="muted">${total === null ? "Loading …" : status === "failed" ? "No member has failed." : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
+    ${unlisted > 0 && html`<p class="hint">Not listed: ${plural(unlisted, "member")} that never started.</p>`}
+    ${tasks.length === 0 ? unlisted <= 0 && html`<p class="muted">${total === null ? "Loading …" : status === "failed" ? "No member has failed." : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
       <thead><tr><th scope="col">Member</th><th scope="col">Command</th><th scope="col" class="wide-only">Node</th><th scope="col" class="number">Exit</th><th scope="col" class="number">Took</th></tr></thead>
       <tbody>${tasks.map((task) => html`<tr key=${task.id}><td><a href=${href(["tasks", task.id])}>${task.id.slice(array.id.length)}</a></td>
         <td class="member-command"><code>${commandOf(task)}</code></td><td class="wide-only">${task.worker_id ?? ""}</td>
