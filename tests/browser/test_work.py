@@ -24,7 +24,7 @@ from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
-from tests.browser.dash import enter, show
+from tests.browser.dash import enter, fits, show
 from tests.integration.joining.test_joining import Asking, newcomer
 from tests.support.agents import (
     TASKS,
@@ -683,6 +683,20 @@ async def test_members_cancelled_before_their_start_are_counted(
     members = page.get_by_role("region", name="Members")
     await expect(members.get_by_role("row")).to_have_count(2)
     await expect(members).to_contain_text("Not listed: 8 members that never started.")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+async def test_long_label_wraps(page: Page, mesh: list[Agent], width: int) -> None:
+    """Of the greatest length that the API accepts."""
+    requires = {"labels": {"no": "node"}}
+    labels = {"a" * 64: "v" * 256}
+    task = submit(mesh[0], "true", labels=labels, requires=requires)
+    await page.set_viewport_size({"width": width, "height": 800})
+    await show(page, "tasks", task)
+    await expect(page.get_by_role("link", name="v" * 256)).to_be_visible()
+
+    assert await fits(page)
+    mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
 async def test_failed_python_call_shows_its_call_and_its_traceback(
