@@ -699,6 +699,28 @@ async def test_long_label_wraps(page: Page, mesh: list[Agent], width: int) -> No
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
+async def test_stream_counts_nothing_before_the_first_answer(
+    guest: Visitor, page: Page
+) -> None:
+    """It loads, or says why it cannot."""
+    guest.allow()
+    is_over, is_up = asyncio.Event(), asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        await is_over.wait()
+        await (route.continue_() if is_up.is_set() else route.abort())
+
+    await page.route("**/api/v1/attempts*", answer)
+    await show(page, "stream")
+    status = page.locator(".head").get_by_role("status")
+
+    await expect(status).to_have_text("Loading …")
+    is_over.set()
+    await expect(status).to_have_text("The node does not answer; retrying …")
+    is_up.set()
+    await expect(status).to_contain_text("started in")
+
+
 async def test_failed_python_call_shows_its_call_and_its_traceback(
     page: Page, mesh: list[Agent]
 ) -> None:

@@ -23,7 +23,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** What ran where and when: one lane for each slot, coloured by command. */
 export function Stream() {
-  const { lanes, drift, isLoaded, isCut } = useLanes();
+  const { lanes, drift, isLoaded, isCut, problem } = useLanes();
   const [view, setView] = useState({ from: 0, span: FIRST_SPAN_MS, isLive: true });
   const [only, setOnly] = useState(null);
   const [isTable, setTable] = useState(false);
@@ -49,8 +49,9 @@ export function Stream() {
     return html`<${Empty} title="Nothing has run yet"><p>Each task appears here as a bar in the lane of its slot as soon as it starts.</p>
       <${Command} text="octaskly map 'sleep {}' ::: 1 2 3 4 5" /><//>`;
   }
+  const counted = `${count(started)} started in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} waiting for a slot on their node` : ""}`;
   return html`<div class="head"><h1>Task stream</h1>
-      <span class="muted" role="status">${count(started)} started in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} waiting for a slot on their node` : ""}</span>
+      <span class="muted" role="status">${isLoaded ? counted : problem ? `${problem.error}; retrying …` : "Loading …"}</span>
       <div class="end row"><${Button} onPress=${() => zoom(1 / 0.6)} aria-label="Zoom out" title="Zoom out (-)">−<//>
         <${Button} onPress=${() => zoom(0.6)} aria-label="Zoom in" title="Zoom in (+)">+<//>
         <${Button} onPress=${live} kind=${view.isLive ? "primary" : "plain"} aria-pressed=${view.isLive} title="Follow the present (0)">Follow<//></div></div>
@@ -69,7 +70,7 @@ export function Stream() {
 function useLanes() {
   const lanes = useRef(null);
   lanes.current ??= new Lanes();
-  const [state, setState] = useState({ drift: 0, isLoaded: false, isCut: false });
+  const [state, setState] = useState({ drift: 0, isLoaded: false, isCut: false, problem: null });
   useEffect(() => {
     const over = new AbortController();
     let timer = 0;
@@ -87,11 +88,12 @@ function useLanes() {
         last = asked;
         lanes.current.fit(nodes.value);
         lanes.current.take(found);
-        setState({ drift: Date.parse(found.now) - Date.now(), isLoaded: true, isCut: found.truncated });
+        setState({ drift: Date.parse(found.now) - Date.now(), isLoaded: true, isCut: found.truncated, problem: null });
       } catch (problem) {
         if (over.signal.aborted) return;
         if (problem.status === undefined) throw problem;
         isDirty = true;
+        setState((before) => ({ ...before, problem }));
       } finally {
         if (!over.signal.aborted) timer = setTimeout(ask, isDirty ? POLL_MS : POLL_MS / 2);
       }
