@@ -59,7 +59,6 @@ class Fetching:
         declared = [out.path for out in task.outputs if out.bytes is not None]
         home = HomeFolder(Path(folder), task=task.id, declared=declared, sent=sent)
         self.is_empty = not declared
-        self.placed = home.placed  #: paths of files and links that have arrived
         self._task = task
         self._unpacker = Unpacker(home)
         self._wrong_count = 0  #: times that a file was wrong, since one was right
@@ -67,6 +66,11 @@ class Fetching:
         self._has_to_continue = True
         self._on_progress = on_progress
         self._size_bytes = 0
+
+    @property
+    def placed(self) -> set[str]:
+        """The paths of what has arrived, also before an interruption."""
+        return self._unpacker.placed
 
     def flows(
         self, requests: RequestFlow, deadline: Deadline

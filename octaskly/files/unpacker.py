@@ -22,10 +22,11 @@ from octaskly.files.home_folder import (
     KeptFile,
     WrongBytes,
 )
+from octaskly.files.manifest import MANIFEST_BYTES_MAX
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader, padding
 
 SAVE_BYTES: Final = 64 << 20  #: a killed fetch loses at most so many bytes
-STATE_BYTES_MAX: Final = 1 << 20
+STATE_BYTES_MAX: Final = 2 * MANIFEST_BYTES_MAX
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +51,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     files: int = 0
     bytes: int = 0
     kept: tuple[KeptFile, ...] = ()
+    placed: tuple[str, ...] = ()  #: paths of entries
 
 
 class Unpacker:
@@ -76,6 +78,11 @@ class Unpacker:
             kept=tuple(self._home.kept),
             skipped_links=tuple(self._home.skipped_links),
         )
+
+    @property
+    def placed(self) -> set[str]:
+        """The paths of entries so far, also of the fetch that this one resumes."""
+        return self._placed_before | self._home.placed
 
     def begin(self, etag: str, offset: int) -> None:
         """Expect the bytes of an archive from an offset: `self.offset`, or 0."""
@@ -149,6 +156,7 @@ class Unpacker:
         self._entry = None
         self._file = None
         self._files = self._bytes = 0
+        self._placed_before: set[str] = set()
         self._is_ended = False
 
     def _begin_entry(self, entry: TarEntry) -> None:
@@ -218,6 +226,7 @@ class Unpacker:
             files=self._files,
             bytes=self._bytes,
             kept=tuple(self._home.kept),
+            placed=tuple(self.placed),
         )
         self._saved_offset = self.offset
         partial = self._state_file.with_name(f"{self._state_file.name}.new")
@@ -247,6 +256,7 @@ class Unpacker:
         self._start = self._saved_offset = state.offset
         self._files, self._bytes = state.files, state.bytes
         self._home.kept.extend(state.kept)
+        self._placed_before.update(state.placed)
 
     def _resume_entry(self, state: _State, entry: TarEntry) -> None:
         self._home.check_entry(entry)

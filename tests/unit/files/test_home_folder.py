@@ -375,6 +375,20 @@ def test_a_fetch_that_was_interrupted_while_it_unpacked_resumes(
         assert texts_in(home) == texts
 
 
+def test_a_resumed_fetch_knows_what_had_arrived(tmp_path: Path) -> None:
+    """Other members of an array must not replace it."""
+    home, data = tmp_path / "home", archive(tmp_path, {"a": "a", "b": "b" * 5000})
+    for cut in (4000, 5000):
+        unpack(home, data[:cut], "*", is_cut=True)
+
+    last = Unpacker(HomeFolder(home, task=ID, declared=["*"]))
+
+    assert last.placed == {"a", "b"}
+    last.begin("other", 0)
+    assert last.placed == set()
+    last.close()
+
+
 def interrupting(method: Callable[..., object], count: int) -> Callable[..., object]:
     """Return a method whose call with this number is interrupted."""
     calls = itertools.count(1)
