@@ -651,6 +651,26 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_map_goes_on_if_the_outputs_of_an_item_cannot_be_placed(
+    agent: DemoAgent, home: Path
+) -> None:
+    """They stay at their worker; later items need the files that the command lends."""
+    done = in_small_folder(
+        agent,
+        home,
+        "octaskly map -k --scratch --out {} 'head -c {} /dev/zero >{}' ::: 9000000 5;"
+        " echo $?; ls",
+    )
+
+    assert done.stdout.split() == ["125", "5"]
+    said = [
+        line for line in done.stderr.splitlines() if not line.startswith("queued: ")
+    ]
+    full = r"error: task-\S+\.0: the disk of this machine has no space for 9000000"
+    assert re.fullmatch(full, said[0]), said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 def test_the_hint_about_a_full_disk_names_the_folder(
     agent: DemoAgent, home: Path
 ) -> None:

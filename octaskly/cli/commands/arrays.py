@@ -553,10 +553,10 @@ class _MemberFetcher:
     def fetch(self, member: Task) -> None:
         """Fetch the outputs of a member, also of one that failed.
 
-        Raises:
-            FetchError: they cannot be placed here.
+        Those that cannot be placed here stay at their worker; the others go on.
         """
         from octaskly.cli.output import fetched  # noqa: PLC0415 - for outputs only
+        from octaskly.files.home_folder import FetchError  # noqa: PLC0415
 
         if member.exit_code is None:
             return  # It did not run to an end, so nothing was kept.
@@ -567,7 +567,7 @@ class _MemberFetcher:
             found = fetched.fetch_outputs(
                 self._client, ended, Path(), sent=self._known, placed=placed
             )
-        except Refused as error:
+        except (Refused, FetchError) as error:
             report_error(error, about=member.id)
             self._is_complete = False
             return
