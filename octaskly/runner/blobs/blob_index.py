@@ -83,7 +83,7 @@ class BlobIndex:
                 self.suspects.add(place.name)
         elif _PARTIAL_NAME.fullmatch(place.name):
             self._partials.load(place.name)
-        else:
+        elif not stat.S_ISDIR(status.st_mode):  # A mounted disk has `lost+found`.
             place.unlink()  # An upload that the previous agent did not finish.
 
     def path_of(self, name: str) -> Path:

@@ -264,6 +264,19 @@ def test_the_next_agent_finds_the_stored_files(
     put(later, b"t" * 500)
 
 
+def test_a_folder_in_that_of_the_store_is_left_alone(
+    blob_store: BlobStore, tmp_path: Path, clock: SetClock
+) -> None:
+    """A disk that is mounted there has one."""
+    name = put(blob_store, b"kept")
+    (tmp_path / "files/lost+found").mkdir()
+
+    again = BlobStore(tmp_path / "files", clock=clock)
+
+    assert again.touch_file(name) == 4
+    assert (tmp_path / "files/lost+found").is_dir()
+
+
 def test_files_and_links_are_created_only_below_a_folder(tmp_path: Path) -> None:
     """With the mode and the time of the original, whoever reads them later."""
     folder = tmp_path / "fresh"
