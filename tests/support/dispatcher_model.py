@@ -53,6 +53,7 @@ from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, 
 from octaskly.core.model.nodes import Availability, LoadSample, OperatorHold
 from octaskly.core.model.settings import Limits, Settings
 from octaskly.core.model.task_options import (
+    NO_REQUIREMENTS,
     After,
     Requirements,
     Retry,
@@ -428,13 +429,12 @@ class DispatcherModel:
         queue, lanes = placing.queue, placing.queue.lanes
         if placing.matcher.reservation is not None:
             return
-        for lane in lanes.all_lanes():
-            task = queue.first_in_lane(lane)
-            if task is not None and lane.key.shape:
-                assert task.requires is not None
-                assert placing.pool.take_resources(task.requires, ()) is None, task
-            elif task is not None:
-                assert placing.pool.take_slot() is None, task
+        for group in lanes.groups():
+            task = queue.first_in_group(group)
+            if task is not None:
+                requires = task.requires or NO_REQUIREMENTS
+                node = placing.pool.take_resources(requires, group.excluded)
+                assert node is None, task
 
     # --- Consequences.
 

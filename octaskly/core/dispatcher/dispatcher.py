@@ -587,7 +587,7 @@ class Dispatcher:
 
     def _settle_refused(self, now: Moment) -> list[Effect]:
         """Decide the tasks that every worker has refused, and commit."""
-        self._outcome_recorder.settle_refused(self._queue.all_excluding_tasks(), now)
+        self._outcome_recorder.settle_refused(self._queue.refused_tasks(), now)
         return self._commit_step(now)
 
 

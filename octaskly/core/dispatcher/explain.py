@@ -25,11 +25,11 @@ from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
     EndReason,
-    LaneKey,
     Outcome,
     TaskState,
 )
 from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
+from octaskly.core.scheduling.queue_lanes import Group
 from octaskly.core.scheduling.queued_task import (
     VISITOR_RETURNS_MAX,
     QueuedTask,
@@ -213,7 +213,7 @@ class Explainer:
         ahead: tuple[QueuedAhead, ...] = ()
         text = ""
         if summary is None:
-            ahead = self._queue.lanes.ahead_of(task.spec, task.ord, self._queue.tasks)
+            ahead = self._queue.lanes.ahead_of(task, self._queue.tasks)
             text = _describe_ahead(ahead, task.spec.submitter)
             has_room = any(w.code == "turn" for v in rejections for w in v.reasons)
             summary = text if has_room else f"{_describe_full(rejections)}; {text}"
@@ -295,7 +295,7 @@ class Explainer:
     def _reasons(
         self, task: QueuedTask, member: RosterEntry, now: Moment
     ) -> Iterator[RejectionReason]:
-        requires = task.requires or NO_REQUIREMENTS
+        requires = requires_of(task.spec.options) or NO_REQUIREMENTS
         permanent = [
             *_unavailability_reasons(member),
             *unmet_requirements(member, requires, now.wall_ms),
@@ -322,12 +322,12 @@ class Explainer:
         if (
             reservation is not None
             and reservation.node == member.id
-            and self._step.matcher.reserved_from(task, task.lane)
+            and self._step.matcher.reserved_from(task)
         ):
             transient.append(
                 RejectionReason(
                     "reserved",
-                    f"is reserved for {self._first_task_name(reservation.lane)}",
+                    f"is reserved for {self._first_task_name(reservation.group)}",
                 )
             )
         if transient:
@@ -342,9 +342,8 @@ class Explainer:
                 "turn", "has free capacity, and gets the next task in the queue"
             )
 
-    def _first_task_name(self, key: LaneKey) -> str:
-        lane = self._queue.lanes.get(key)
-        first = None if lane is None else self._queue.first_in_lane(lane)
+    def _first_task_name(self, group: Group) -> str:
+        first = self._queue.first_in_group(group)
         return "another task" if first is None else task_name(first.spec.id)
 
 

@@ -139,8 +139,6 @@ class OutcomeRecorder:
             if task.stage is not Stage.QUEUED or not task.missing_inputs:
                 continue
             workers = set(self._pool.capable_workers(task.requires))
-            if task.avoids_visitors:
-                workers.difference_update(self._pool.visitors())
             refused = workers & task.missing_inputs.keys()
             if not refused:
                 continue

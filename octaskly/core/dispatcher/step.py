@@ -560,24 +560,10 @@ class DispatchStep:
         Returns:
             The attempts for each worker, and the members that it gets by ranges.
         """
-        queue, pool = self.queue, self.pool
+        queue = self.queue
         batches: dict[NodeId, list[Assignment]] = {}
         plan = RangePlan(self._message_bytes)
         self._next_seq = self._journal.next_seq + sum([f.count for f in self.facts])
-        for task in queue.next_excluding_tasks():
-            excluded = (
-                *task.missing_inputs,
-                *(pool.visitors() if task.avoids_visitors else ()),
-                *self.matcher.reserved_from(task, task.lane),
-            )
-            requires = task.requires
-            inputs = self.matcher.input_bytes(task)
-            if requires is None:
-                node = pool.take_slot(excluded, inputs)
-            else:
-                node = pool.take_resources(requires, excluded, inputs=inputs)
-            if node is not None:
-                self._assign_task(task, node, batches)
         for task, node in self.matcher.match_tasks(now):
             if task.remaining is None:
                 self._assign_task(task, node, batches)

@@ -5,7 +5,10 @@ single tasks, or the arrays, of one submitter with equal requirements. So a task
 node can run now neither delays other lanes nor takes space from them, and a million
 tasks of one submitter in the store do not hide the tasks and arrays of another.
 
-A lane has flows: its single tasks, or one for each array. The order in a flow is that
+The tasks of a lane that exclude the same workers form a group: most exclude none, some
+those that refused them. So the first task of a group stands for all of it.
+
+A group has flows: its single tasks, or one for each array. The order in a flow is that
 of `TaskSpec.ord`, which `core.dispatcher.admission` computes from priority and time,
 and for members of an array that of their numbers.
 `turns` decides between flows of equal priority.
@@ -13,7 +16,7 @@ and for members of an array that of their numbers.
 The tasks and bytes of a lane are bounded, and so is the number of lanes for tasks with
 requirements. The store holds the rest. If there are more such lanes, those that some
 node could run come first, and the submitters take turns. `matching` reserves a worker
-for a lane that is blocked for too long.
+for a group that is blocked for too long.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ from operator import itemgetter
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded
 from octaskly.core.model.arrays import lane_key_of
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, requires_of, shape_of
 from octaskly.core.model.tasks import MEMBERS_LANE, PRIORITY_SHIFT, LaneKey, TaskSpec
 from octaskly.core.replies import QueuedAhead
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
-from octaskly.core.scheduling.turns import FlowKey, Turns, flow_of
+from octaskly.core.scheduling.turns import FlowKey, Turns
 
 BEFORE_ALL = -1  #: below every `ord`
 LANES_KEPT = 2
@@ -50,10 +53,11 @@ FlowEntry = tuple[int, int, TaskId]
 
 
 class Flow:
-    """Queued tasks that follow each other: an array, or the single tasks of a lane."""
+    """Queued tasks that follow each other: an array, or single tasks of a group."""
 
-    def __init__(self, key: FlowKey, turns: Turns) -> None:
+    def __init__(self, key: FlowKey, excluded: frozenset[NodeId], turns: Turns) -> None:
         self.queued = 0  #: tasks in stage QUEUED
+        self._excluded = excluded
         self._submitter, self._share = turns.join(key)
         self._submitter.waiting += 1
         self._share.waiting += 1
@@ -85,7 +89,7 @@ class Flow:
         heappush(self._heap, (task.place, task.number, task.spec.id))
 
     def first(self, tasks: TaskTable) -> QueuedTask | None:
-        """Return the first task that every worker of its shape may run, if any."""
+        """Return the first task, if any."""
         heap = self._heap
         while heap:
             place, _, task_id = heap[0]
@@ -93,8 +97,8 @@ class Flow:
             if (
                 task is not None
                 and task.place == place
+                and task.excluded == self._excluded
                 and task.stage is Stage.QUEUED
-                and not task.has_exclusions
             ):
                 return task
             heappop(heap)
@@ -107,13 +111,29 @@ class Flow:
         return [
             (place, task)
             for place, task in found
-            if task and task.place == place and task.stage is Stage.QUEUED
+            if task
+            and task.place == place
+            and task.excluded == self._excluded
+            and task.stage is Stage.QUEUED
         ]
 
     def drop_entries(self, dropped: set[TaskId]) -> None:
         """Drop these tasks, and outdated entries, from the order."""
         self._heap = [entry for entry in self._heap if entry[2] not in dropped]
         heapify(self._heap)
+
+
+class Group:
+    """Flows of a lane whose tasks the same workers may run."""
+
+    def __init__(self, lane: LaneKey, excluded: frozenset[NodeId]) -> None:
+        self.key = lane, excluded
+        self.excluded = excluded  #: workers that must not get its tasks
+        self.is_constrained = bool(lane.shape or excluded)
+        """Not every worker may run its tasks."""
+        self.flows: dict[FlowKey, Flow] = {}
+        self.blocked_s: float | None = None
+        """Time since which no worker has room for its first task; None if one has."""
 
 
 class Lane:
@@ -124,10 +144,12 @@ class Lane:
     ) -> None:
         self.key = key
         self.requires = requires
-        self.flows: dict[FlowKey, Flow] = {}
+        self.groups: dict[frozenset[NodeId], Group] = {}
+        """Its tasks that wait, by the workers that must not get them.
+
+        Some may be empty; `matching` deletes these.
+        """
         self.queued = 0  #: tasks in memory in stage QUEUED
-        self.blocked_s: float | None = None
-        """Time since which no worker has room for its first task; None if one has."""
         self.has_more = False  #: the store may have more beyond the cursor
         self.was_last_read_empty = True  #: the last read returned nothing new
         self.cursor = cursor  #: all queued tasks up to this `ord` are in memory
@@ -159,6 +181,10 @@ class Lane:
         """Return True if no task waits in it, in memory or in the store."""
         return not self.queued and not self.has_more
 
+    def flows(self) -> list[Flow]:
+        """Return the flows of all its groups."""
+        return [f for group in self.groups.values() for f in group.flows.values()]
+
     def admits(self, ord_: int) -> bool:
         """Return True if a newly durable task is queued in memory now.
 
@@ -179,28 +205,30 @@ class Lane:
         self._first_skipped_ord = ord_ if first is None else min(first, ord_)
 
     def push(self, task: QueuedTask) -> None:
-        """Queue a task at its place in the order, unless workers are excluded."""
+        """Queue a task at its place in the order."""
         self.queued += 1
-        task.lane = self.key
+        task.lane, task.excluded = self.key, task.exclusions
         task.size_bytes = task.size_bytes or task.spec.size_bytes
         self.size_bytes += task.size_bytes
+        group = self.groups.get(task.excluded)
+        if group is None:
+            group = self.groups[task.excluded] = Group(self.key, task.excluded)
         key = task.flow
-        flow = self.flows.get(key)
+        flow = group.flows.get(key)
         if flow is None:
-            flow = self.flows[key] = Flow(key, self._turns)
+            flow = group.flows[key] = Flow(key, task.excluded, self._turns)
         flow.queued += 1
-        if not task.has_exclusions:
-            flow.push(task)
+        flow.push(task)
 
     def leave(self, task: QueuedTask) -> None:
         """Remove a task; its entry in the order becomes outdated."""
         self.queued -= 1
         self.size_bytes -= task.size_bytes
-        key = task.flow
-        flow = self.flows[key]
+        group = self.groups[task.excluded]
+        flow = group.flows[task.flow]
         flow.queued -= 1
         if not flow.queued:
-            del self.flows[key]
+            del group.flows[task.flow]
             flow.leave_turns(is_empty=True)
 
     def trim_lane(self, tasks: TaskTable) -> list[QueuedTask]:
@@ -209,7 +237,8 @@ class Lane:
         Tasks that are not durable stay, and so do arrays, because the store may have
         another state of them.
         """
-        waiting = [e for flow in self.flows.values() for e in flow.entries(tasks)]
+        flows = self.flows()
+        waiting = [entry for flow in flows for entry in flow.entries(tasks)]
         waiting.sort(key=lambda entry: (entry[0], entry[1].number, entry[1].spec.id))
         count = size = last_ord = 0
         for place, task in waiting:
@@ -223,7 +252,7 @@ class Lane:
         ]
         self.was_last_read_empty, self.has_more = False, True
         gone = {task.spec.id for task in dropped}
-        for flow in self.flows.values():
+        for flow in flows:
             flow.drop_entries(gone)
         for task in dropped:
             self.leave(task)
@@ -287,6 +316,10 @@ class Lanes:
         """Yield all lanes."""
         return iter(self._lanes.values())
 
+    def groups(self) -> list[Group]:
+        """Return the groups of all lanes."""
+        return [g for lane in self._lanes.values() for g in lane.groups.values()]
+
     def unconstrained(self) -> Iterator[Lane]:
         """Yield the lanes for tasks without requirements."""
         return (lane for key, lane in self._lanes.items() if not key.shape)
@@ -299,13 +332,16 @@ class Lanes:
         """Return the lane of a task; open it if necessary, beyond the bound too."""
         if task.lane is None:
             task.lane = lane_key_of(task.spec)
-        return self._lanes.get(task.lane) or self._open_lane(task.lane, task.requires)
+        requires = requires_of(task.spec.options)
+        return self._lanes.get(task.lane) or self._open_lane(task.lane, requires)
 
     def restart(self, kept_tasks: Iterable[QueuedTask]) -> None:
         """Read the queue again from its front; `kept_tasks` stay in memory."""
         for lane in self._lanes.values():
-            for flow in lane.flows.values():
-                flow.leave_turns(is_empty=False)
+            for group in lane.groups.values():
+                for flow in group.flows.values():
+                    flow.leave_turns(is_empty=False)
+                group.flows.clear()  # A reservation may be for it.
         self._lanes.clear()
         self._constrained_count = 0
         self.needs_restart = self._are_keys_known = self._has_runnable_unopened = (
@@ -325,20 +361,20 @@ class Lanes:
             return self._are_keys_known and not (key.shape and self._has_unopened)
         return lane.is_empty
 
-    def ahead_of(
-        self, spec: TaskSpec, ord_: int, tasks: TaskTable
-    ) -> tuple[QueuedAhead, ...]:
+    def ahead_of(self, task: QueuedTask, tasks: TaskTable) -> tuple[QueuedAhead, ...]:
         """Return what comes before a task now, by turn."""
-        own, band = flow_of(spec), ord_ >> PRIORITY_SHIFT
-        shape = shape_of(spec.options)
+        own, ord_ = task.flow, task.ord
+        band = ord_ >> PRIORITY_SHIFT
+        kind = shape_of(task.spec.options), task.exclusions
         places: dict[FlowKey, list[int]] = {}
         turns: dict[FlowKey, Turn] = {}
         unread: set[FlowKey] = set()
         own_turn: Turn | None = None
-        for lane in self._lanes.values():
-            if lane.blocked_s is not None and lane.key.shape != shape:
+        for group in self.groups():
+            lane = self._lanes[group.key[0]]
+            if group.blocked_s is not None and kind != (lane.key.shape, group.excluded):
                 continue  # No worker has room for its tasks, so they delay no others.
-            for key, flow in lane.flows.items():
+            for key, flow in group.flows.items():
                 if key == own:
                     own_turn = flow.turn(ord_)
                 end = ord_ if key == own else band + 1 << PRIORITY_SHIFT

@@ -26,8 +26,19 @@ from octaskly.core.log.shown_end import (
     missing_texts,
 )
 from octaskly.core.model.arrays import RemainingMembers, split_member_id
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
-from octaskly.core.model.task_options import Requirements, requires_of, slots_of
+from octaskly.core.model.ids import (
+    VISITOR_PREFIX,
+    AttemptId,
+    NodeId,
+    TaskId,
+    is_visitor,
+)
+from octaskly.core.model.task_options import (
+    Requirements,
+    VisitorRule,
+    requires_of,
+    slots_of,
+)
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -40,6 +51,8 @@ from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 VISITOR_RETURNS_MAX: Final = 2
 """Attempts that visitors returned or lost, after which a task goes to none."""
+ANY_VISITOR: Final = NodeId(VISITOR_PREFIX)
+"""Stands for all visitors among the workers that must not get a task."""
 _NO_SPEC: Final = TaskSpec(TaskId(""), "")
 _NOT_RUN: Final = (AttemptState.RELEASED, AttemptState.CANCELLED)
 
@@ -89,6 +102,8 @@ class QueuedTask(Struct, eq=False, gc=False):
         None  #: for an array, its members that were never assigned
     )
     lane: LaneKey | None = None  #: its lane, once it is in one
+    excluded: frozenset[NodeId] = frozenset()
+    """The workers that must not get it, by which its lane groups its tasks."""
     place: int = 0  #: its place there, which other entries of the lane do not have
     shares: Shares | None = None  #: those that hold the slots of its live attempt
     size_bytes: int = 0  #: its size while it waits, roughly
@@ -121,8 +136,11 @@ class QueuedTask(Struct, eq=False, gc=False):
 
     @property
     def requires(self) -> Requirements | None:
-        """The task's requirements, if any."""
-        return requires_of(self.spec.options)
+        """The task's requirements, if any, with those that its attempts add."""
+        requires = requires_of(self.spec.options)
+        if requires is not None and self.avoids_visitors:
+            return replace(requires, visitors=VisitorRule.REFUSED)
+        return requires
 
     @property
     def last_attempt_n(self) -> int:
@@ -146,11 +164,12 @@ class QueuedTask(Struct, eq=False, gc=False):
         return sum(returned) >= VISITOR_RETURNS_MAX
 
     @property
-    def has_exclusions(self) -> bool:
-        """Return True if some workers of its shape must not get it."""
-        if self.missing_inputs:
-            return True
-        return bool(self.record.attempts) and self.avoids_visitors
+    def exclusions(self) -> frozenset[NodeId]:
+        """The workers of its shape that must not get it, as is known now."""
+        if not self.record.attempts:  # A shortcut for most tasks.
+            return frozenset()
+        visitors = (ANY_VISITOR,) if self.avoids_visitors else ()
+        return frozenset((*self.missing_inputs, *visitors))
 
     def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:
         """Return True if a node holds an attempt, and that is the live one."""

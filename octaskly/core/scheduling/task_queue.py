@@ -44,12 +44,10 @@ from octaskly.core.scheduling.array_queue import (
 )
 from octaskly.core.scheduling.live_ranges import LiveRange
 from octaskly.core.scheduling.pending_reads import PendingReads, Read
-from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
+from octaskly.core.scheduling.queue_lanes import Flow, Group, Lanes
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
 from octaskly.core.scheduling.turns import Turns, release
-
-EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers to try in one step
 
 
 class TaskQueue:
@@ -77,7 +75,6 @@ class TaskQueue:
         self.array_queue = ArrayQueue(self.tasks)
         self.turns = Turns()
         self.lanes = Lanes(self._limits, self.turns, self._can_run)
-        self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self.reads = PendingReads()
         self._shadows: deque[tuple[int, QueuedTask | LiveRange]] = deque()
         """Ended tasks with their `last_read`; one that ended again has two entries."""
@@ -122,7 +119,6 @@ class TaskQueue:
         for task in waiting:
             if task.commit_number == 0:
                 self.tasks.remove(task)
-                self._excluding_tasks.pop(task.spec.id, None)
                 if task.remaining is not None:
                     self.look_up_missing(task.spec.id)
         self.lanes.restart(task for task in waiting if task.commit_number)
@@ -394,23 +390,25 @@ class TaskQueue:
         task.join(record)
         is_queued = task.stage is Stage.QUEUED and task.spec.id in self.tasks
         if is_queued and task.ord != before:
-            self._leave_lane(task)
-            self._enqueue(task)
+            self._move_in_lane(task)
 
-    def first_in_lane(self, lane: Lane) -> QueuedTask | None:
-        """Return the task of a lane whose turn is next, if any worker may run it."""
-        flow = min(self.flows_with_task(lane), key=Flow.turn, default=None)
+    def first_in_group(self, group: Group) -> QueuedTask | None:
+        """Return the task of a group whose turn is next, if there is one."""
+        flow = min(self.flows_with_task(group), key=Flow.turn, default=None)
         return None if flow is None else self.first_in_flow(flow)
 
-    def flows_with_task(self, lane: Lane) -> list[Flow]:
-        """Return the flows of a lane that have a next task."""
-        return [f for f in [*lane.flows.values()] if self.first_in_flow(f) is not None]
+    def flows_with_task(self, group: Group) -> list[Flow]:
+        """Return the flows of a group that have a next task."""
+        return [f for f in [*group.flows.values()] if self.first_in_flow(f) is not None]
 
     def first_in_flow(self, flow: Flow) -> QueuedTask | None:
-        """Return a flow's next task, or array, that any worker of its shape may run."""
+        """Return a flow's next task, or array, if there is one."""
         while (task := flow.first(self.tasks)) is not None:
             if is_stdin_freed(task.spec.options):
                 self._set_aside(task)
+                continue
+            if task.record.attempts and task.exclusions != task.excluded:
+                self._move_in_lane(task)  # A visitor is known to have returned it.
                 continue
             if task.remaining is None or self.array_queue.has_next_member(task):
                 return task
@@ -449,20 +447,11 @@ class TaskQueue:
         self._missing_ends.clear()
         return specs
 
-    def next_excluding_tasks(self) -> list[QueuedTask]:
-        """Return some of the tasks with excluded workers; calls rotate through all."""
-        some = list(islice(self._excluding_tasks.values(), EXCLUDING_TASKS_MAX))
-        for task in some:
-            del self._excluding_tasks[task.spec.id]
-            if is_stdin_freed(task.spec.options):
-                self._set_aside(task)
-            else:
-                self._excluding_tasks[task.spec.id] = task
-        return [task for task in some if task.spec.id in self._excluding_tasks]
-
-    def all_excluding_tasks(self) -> list[QueuedTask]:
-        """Return all queued tasks with excluded workers."""
-        return list(self._excluding_tasks.values())
+    def refused_tasks(self) -> list[QueuedTask]:
+        """Return the queued tasks that some workers must not get."""
+        groups = [group for group in self.lanes.groups() if group.excluded]
+        flows = [flow for group in groups for flow in group.flows.values()]
+        return [task for flow in flows for _, task in flow.entries(self.tasks)]
 
     @property
     def may_assign(self) -> bool:
@@ -588,12 +577,13 @@ class TaskQueue:
     def _enqueue(self, task: QueuedTask) -> None:
         self.tasks.add(task)
         self.lanes.lane_of(task).push(task)
-        if task.has_exclusions:
-            self._excluding_tasks[task.spec.id] = task
 
     def _leave_lane(self, task: QueuedTask) -> None:
         self.lanes.lane_of(task).leave(task)
-        self._excluding_tasks.pop(task.spec.id, None)
+
+    def _move_in_lane(self, task: QueuedTask) -> None:
+        self._leave_lane(task)
+        self._enqueue(task)
 
     def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from octaskly.core.model.ids import NodeId, is_visitor
+from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo, RejectionReason
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
 from octaskly.core.scheduling.locality import WORTH_BYTES, InputBytes
@@ -130,10 +130,6 @@ class WorkerPool:
         """Return the workers that take attempts."""
         return [node for node, worker in self._workers.items() if worker.is_attached]
 
-    def visitors(self) -> list[NodeId]:
-        """Return the workers that are visitors."""
-        return [node for node in self._workers if is_visitor(node)]
-
     def capable_workers(self, requires: Requirements | None) -> list[NodeId]:
         """Return the attached workers that meet the requirements, busy or not."""
         wanted = NO_REQUIREMENTS if requires is None else requires
@@ -187,13 +183,15 @@ class WorkerPool:
             and self._meets(worker, requires)
         )
 
-    def soonest_free_worker(self, requires: Requirements) -> NodeId | None:
+    def soonest_free_worker(
+        self, requires: Requirements, excluded: Collection[NodeId]
+    ) -> NodeId | None:
         """Return the worker that is likely to have room first, if any will."""
         return min(
             (
                 node
                 for node in self.attached()
-                if self.could_make_room_for(node, requires)
+                if node not in excluded and self.could_make_room_for(node, requires)
             ),
             key=lambda node: self._workers[node].rank,
             default=None,

@@ -101,7 +101,7 @@ def _turn_is_right(
         each.flow
         for lane in queue.lanes.all_lanes()
         if not lane.key.shape
-        for flow in lane.flows.values()
+        for flow in lane.flows()
         for _, each in flow.entries(queue.tasks)
         if each.ord >> PRIORITY_SHIFT == priority and _may_be_next(queue, each)
     }
@@ -119,7 +119,7 @@ def _turn_is_right(
 
 def _may_be_next(queue: TaskQueue, task: QueuedTask) -> bool:
     """Return True if a task that waits can be assigned to any worker with a slot."""
-    if task.has_exclusions or is_stdin_freed(task.spec.options):
+    if task.exclusions or is_stdin_freed(task.spec.options):
         return False
     if task.remaining is None:
         return True
@@ -138,7 +138,7 @@ def _held_slots(queue: TaskQueue) -> Counter[FlowKey]:
 def _shares_match_what_runs(node: Node) -> None:
     queue = node._dispatcher._queue
     held = _held_slots(queue)
-    waiting = Counter(key for lane in queue.lanes.all_lanes() for key in lane.flows)
+    waiting = Counter(key for group in queue.lanes.groups() for key in group.flows)
     of_submitters: Counter[str] = Counter()
     for submitter, share in queue.turns._submitters.shares.items():
         of_submitters[submitter] = share.held

@@ -707,8 +707,8 @@ def test_no_visitor_is_awaited_for_a_task_that_visitors_returned_too_often(
     asked = Requirements(visitors=VisitorRule.ALLOWED)
     task = replace(spec(), options=TaskOptions(requires=asked))
     world = dispatcher_with(TaskRecord(T, task, attempts=returned))
-    for name in ("a", visitor):
-        info = replace(node_info(name, 1), leaves_ms=10**15)
+    for name, leaves_ms in ((A, None), (visitor, 10**15)):
+        info = replace(node_info(name, 1), leaves_ms=leaves_ms)
         world.dispatch.on_worker_up(info, moment())
         world.dispatch.on_reattach(*reattach_report(name, 1), moment())
     world.commit()

@@ -101,7 +101,8 @@ def test_ten_thousand_unrunnable_tasks_do_not_take_the_window() -> None:
     queue = started(Limits(), *huge, *plain)
 
     (plain_lane,) = (lane for lane in queue.lanes.unconstrained() if lane.queued)
-    first = queue.first_in_lane(plain_lane)
+    (group,) = plain_lane.groups.values()
+    first = queue.first_in_group(group)
     assert first is not None
     assert first.spec.id == "p0"
     assert plain_lane.queued == 100
@@ -245,7 +246,8 @@ def test_memory_stays_bounded_whatever_the_priority_of_new_tasks() -> None:
     left = {each.id: each for each in specs}
     while left:
         (lane,) = (lane for lane in queue.lanes.unconstrained() if lane.queued)
-        task = queue.first_in_lane(lane)
+        (group,) = lane.groups.values()
+        task = queue.first_in_group(group)
         assert task is not None
         order.append(str(task.spec.id))
         queue.end(task)

@@ -45,6 +45,7 @@ from tests.support.builders import (
 )
 from tests.support.dispatcher import queued_count
 
+A = node_id("a")
 B = node_id("b")
 LANE = LaneKey(0, "tester")
 
@@ -71,8 +72,8 @@ def cancelled(task: TaskSpec) -> TaskRecord:
 
 def front(tasks: TaskQueue) -> QueuedTask | None:
     """Return the next task among those without requirements."""
-    lanes = tasks.lanes.unconstrained()
-    flows = [flow for lane in lanes for flow in tasks.flows_with_task(lane)]
+    groups = [g for lane in tasks.lanes.unconstrained() for g in lane.groups.values()]
+    flows = [flow for group in groups for flow in tasks.flows_with_task(group)]
     flow = min(flows, key=Flow.turn, default=None)
     return None if flow is None else tasks.first_in_flow(flow)
 
@@ -376,22 +377,30 @@ def test_outputs_are_not_kept_in_memory() -> None:
     )
 
 
-def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
-    """They wait for one of a few workers."""
+def test_tasks_that_different_workers_refused_do_not_wait_for_each_other() -> None:
+    """Each group of tasks has an order of its own, in which no task is twice."""
     tasks = queue()
-    tasks.admit([spec("t1", ord=1), spec("t2", ord=2), spec("t3", ord=3)])
-    for name in ("t1", "t2"):
+    tasks.admit([spec(f"t{n}", ord=n) for n in range(1, 5)])
+    refused_by = {"t1": {B: ""}, "t2": {B: "", A: ""}, "t3": {B: ""}}
+    for name, nodes in refused_by.items():
         task = tasks.tasks._tasks[TaskId(name)]
         tasks.assign(task, attempt(), B)
-        task.missing_inputs = {B: ""}
+        task.missing_inputs = dict(nodes)
         tasks.requeue(task)
 
-    first = front(tasks)
+    firsts = {
+        group.excluded: first.spec.id
+        for group in tasks.lanes.groups()
+        if (first := tasks.first_in_group(group)) is not None
+    }
 
-    assert first is not None
-    assert first.spec.id == "t3"
-    assert [task.spec.id for task in tasks.next_excluding_tasks()] == ["t1", "t2"]
-    assert tasks.all_excluding_tasks() == tasks.next_excluding_tasks()
+    assert firsts == {
+        frozenset(): "t4",
+        frozenset({B}): "t1",
+        frozenset({A, B}): "t2",
+    }
+    assert {task.spec.id for task in tasks.refused_tasks()} == {"t1", "t2", "t3"}
+    assert run_all(tasks) == ["t1", "t2", "t3", "t4"]
 
 
 def test_the_memory_of_ended_tasks_is_bounded() -> None:
@@ -491,15 +500,14 @@ def test_a_task_with_facts_that_are_not_durable_is_read_before_it_is_set_aside()
 
 
 def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
-    """Such tasks are tried in turn, outside the order of their lane."""
+    """It ended, whoever may run it."""
     tasks = queue()
     asked = replace(FREED, requires=Requirements(cpus=2))
     asked_spec = replace(spec("t1", ord=1), options=asked)
     task = QueuedTask(TaskRecord(asked_spec.id, asked_spec), missing_inputs={B: ""})
     tasks._enqueue(task)
 
-    assert tasks.next_excluding_tasks() == []
-    assert tasks.next_excluding_tasks() == []
+    assert [tasks.first_in_group(group) for group in tasks.lanes.groups()] == [None]
     assert [each.id for each in tasks.pop_missing_ends()] == ["t1"]
 
 
