@@ -627,7 +627,7 @@ def _may_leave_memory(task: QueuedTask | LiveRange) -> bool:
     return task.stage is Stage.ENDED
 
 
-BACKING_OFF_MAX = 10_000
+BACKING_OFF_MAX = 10_000  #: tasks beyond it run again at once
 
 
 class BackoffQueue:
@@ -636,43 +636,48 @@ class BackoffQueue:
     def __init__(self, queue: TaskQueue, timers: TimerHeap) -> None:
         self._queue = queue
         self._timers = timers
-        self._due: list[tuple[float, TaskId]] = []
+        self._backoffs: list[tuple[float, TaskId]] = []
         """A heap; a task may have earlier entries that no longer count."""
+        self._refusals: list[tuple[float, TaskId]] = []
+        """Another one, of tasks that the bound on those that back off is not about."""
 
     def clear_backoff(self) -> None:
         """Drop all tasks at the end of an epoch."""
-        self._due.clear()
+        self._backoffs.clear()
+        self._refusals.clear()
         self._set_timer()
 
     def _set_timer(self) -> None:
-        self._timers.set(Timer.BACKOFF, self._due[0][0] if self._due else math.inf)
+        firsts = [heap[0][0] for heap in (self._backoffs, self._refusals) if heap]
+        self._timers.set(Timer.BACKOFF, min(firsts, default=math.inf))
 
     def add_task(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
         """Back off a task after a failed attempt, or queue it at once."""
         if (
             task.final_state is not None
             or not task.is_read
-            or len(self._due) >= BACKING_OFF_MAX
+            or len(self._backoffs) >= BACKING_OFF_MAX
         ):
             self._queue.requeue(task)
             return
         self._queue.back_off(task, now.mono_s + delay_s)
-        heappush(self._due, (task.retry_s, task.spec.id))
+        heappush(self._backoffs, (task.retry_s, task.spec.id))
         self._set_timer()
 
     def end_refusals(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
         """Have a queued task offered again to those that refused it, after a wait."""
         if task.retry_s <= now.mono_s:  # Else a wait has begun.
             task.retry_s = now.mono_s + delay_s
-            heappush(self._due, (task.retry_s, task.spec.id))
+            heappush(self._refusals, (task.retry_s, task.spec.id))
             self._set_timer()
 
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
         """Yield the tasks that wait, and whose backoff or exclusions are over."""
-        while self._due and self._due[0][0] <= now.mono_s:
-            retry_s, task_id = heappop(self._due)
-            task = self._queue.tasks.get(task_id)
-            # It may have run meanwhile, and back off again.
-            if task and task.stage in WAITING_STAGES and task.retry_s == retry_s:
-                yield task
+        for heap in (self._backoffs, self._refusals):
+            while heap and heap[0][0] <= now.mono_s:
+                retry_s, task_id = heappop(heap)
+                task = self._queue.tasks.get(task_id)
+                # It may have run meanwhile, and back off again.
+                if task and task.stage in WAITING_STAGES and task.retry_s == retry_s:
+                    yield task
         self._set_timer()

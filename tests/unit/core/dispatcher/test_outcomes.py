@@ -29,6 +29,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import Reattach, Results
+from octaskly.core.scheduling import task_queue
 from octaskly.core.scheduling.queued_task import VISITOR_RETURNS_MAX, Stage
 from tests.support.builders import (
     STREAM,
@@ -688,6 +689,24 @@ def test_a_task_is_offered_again_to_a_worker_that_had_no_room() -> None:
 
     assert (mesh.note(waits), mesh.note(again)) == ([], ["one"])
     assert mesh.where("one") == first
+
+
+def test_tasks_that_wait_for_room_shorten_no_backoff(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are in the queue, whose length has a bound of its own."""
+    monkeypatch.setattr(task_queue, "BACKING_OFF_MAX", 1)
+    mesh = DispatcherWithWorkers(node_info("a", 1), node_info("b", 1))
+    mesh.ask(draft("full"))
+    other = NodeId("b" if mesh.where("full") == "a" else "a")
+    paused = Results((), 0, NodeState.PAUSED)
+    deliver_results(mesh.dispatch, other, paused, moment())
+    mesh.end("full", how=released(EndReason.ROOM, "space"))
+
+    failing = replace(draft("failing"), options=TaskOptions(retry=Retry(retries=1)))
+
+    assert mesh.ask(failing) == ["failing"]
+    assert mesh.end("failing", how=FAILED) == []
 
 
 @pytest.mark.parametrize(
