@@ -444,9 +444,9 @@ class BlobFetcher:
         self.connections.close()
 
     def _check_complete(self, names: Iterable[str], keep_s: float) -> None:
-        """Raise OutputNotFound if a file was deleted while others were fetched."""
+        """Raise FileQuotaExceeded if a file was deleted while others were fetched."""
         if missing := self.blob_store.missing_files(names, keep_s=keep_s):
-            raise OutputNotFound(f"{missing[0][:12]}... was deleted to free space")
+            raise FileQuotaExceeded(f"{missing[0][:12]}... was deleted to free space")
 
     def report_wrong_copy(self, holder: str, sha256: str) -> None:
         """Report that a holder sent wrong bytes, unless one was reported recently.

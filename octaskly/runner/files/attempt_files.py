@@ -151,11 +151,7 @@ class ScratchFolders:
                 os.close(stdin_fd)
             if isinstance(error, OSError):
                 raise
-            # It was already deleted again to make room.
-            is_gone = isinstance(error, OutputNotFound)
-            if is_gone and any(is_lent(tree.source.blob) for tree in trees):
-                raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S) from None
-            return Prepared([str(error)], None)
+            return _unusable(error, trees)
 
     def _find_obstacle(self, spec: TaskSpec) -> Prepared | None:
         """Return what keeps a task from this node, whatever files it needs."""
@@ -335,6 +331,22 @@ class ScratchFolders:
             return {place.name for place in self._folder.iterdir()}
         except OSError:
             return set()
+
+
+def _unusable(
+    error: OutputNotFound | ManifestError, trees: Iterable[_NamedTree]
+) -> Prepared:
+    """Return the result if fetched files cannot be placed.
+
+    Raises:
+        FilesAwaited: a client that lends them sends them again.
+    """
+    if isinstance(error, ManifestError):
+        return Prepared([str(error)], None)
+    # A file was already deleted again to make room.
+    if any(is_lent(tree.source.blob) for tree in trees):
+        raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S)
+    return Prepared([], None, no_room=NoRoom("its files", str(error)))
 
 
 def _require_apart(manifest: Manifest, needed: Iterable[str]) -> None:

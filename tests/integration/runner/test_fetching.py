@@ -23,6 +23,7 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+from octaskly.files.pack import PACKED_BYTES_MAX
 from octaskly.ports.files import (
     RETENTION_S,
     DiskFull,
@@ -35,6 +36,7 @@ from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.blobs.holder_connection import (
+    Holder,
     HolderBusy,
     HolderConnection,
     HolderRefused,
@@ -215,6 +217,39 @@ def test_all_attempts_wait_for_an_absent_lender_at_the_same_time(
     assert not is_awaited(1, fault="lacks")  # It answers, and has no client.
     assert is_awaited(1)
     assert is_awaited(LENDER_WAIT_S + 1)  # It may have been there meanwhile.
+
+
+def test_a_tree_of_which_a_file_was_deleted_meanwhile_lacks_room(
+    tmp_path: Path,
+) -> None:
+    """No node has to lack it: those who need others' room wait for it."""
+    lan = Lan(tmp_path, a="")
+    contents = [os.urandom(PACKED_BYTES_MAX + 1) for _ in range(2)]
+    manifest = encode_manifest(
+        make_manifest(
+            [
+                TreeFile(name, sha256(data).digest(), len(data), 0, False)
+                for name, data in zip("xy", contents, strict=True)
+            ],
+            [],
+            [],
+        )
+    )
+    for data in (*contents, manifest):
+        lan.put(data)
+    store = (fetcher := lan.fetcher()).blob_store
+    names = {content_digest(data) for data in contents}
+    gone: set[str] = set()
+
+    def find_holders() -> list[Holder]:
+        if not gone and (here := store.files_here(names)):
+            gone.update(here)  # While the other one is fetched.
+            (tmp_path / "own" / here[0]).unlink()
+        return lan.holders_of("a")
+
+    tree = InputTree(sha256=content_digest(manifest), node="a")
+    with pytest.raises(FileQuotaExceeded, match="was deleted to free space"):
+        fetcher.fetch_tree(BlobSource(tree, find_holders))
 
 
 def test_only_whole_copies_of_trees_are_kept(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model.task_options import InputTree, TaskOptions
+from octaskly.core.model.task_options import BlobRef, InputTree, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.files.manifest import Manifest
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
@@ -404,6 +404,28 @@ async def test_an_attempt_without_room_for_the_files_of_a_client_is_returned(
 
     assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.ROOM)
     assert outcome.detail == "space for its files on rig (full)"
+
+
+@pytest.mark.parametrize("is_stdin", [False, True], ids=["tree", "stdin"])
+async def test_an_attempt_whose_files_were_deleted_for_others_lacks_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stdin: bool
+) -> None:
+    """Two tasks whose files have no room at the same time must not end each other."""
+    monkeypatch.setattr(BlobFetcher, "fetch_tree", lambda *_, **_tally: [])
+    monkeypatch.setattr(BlobFetcher, "fetch_blob", lambda *_: [])
+    name = "1" * 64
+    async with rig(tmp_path) as made:
+        outcome = await made.run(
+            "true",
+            options=TaskOptions(stdin_file=BlobRef(sha256=name, node="desk"))
+            if is_stdin
+            else TaskOptions(is_scratch=True, tree=InputTree(sha256=name, node="desk")),
+        )
+
+    assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.ROOM)
+    assert outcome.detail == (
+        "space for its files on rig (there is no file 111111111111... on this node)"
+    )
 
 
 @pytest.mark.parametrize("reason", [EndReason.CANCELLED, EndReason.DRAINING])
