@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import secrets
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.errors import OutputNotFound
+from octaskly.files.copying import copy_content
 from octaskly.files.manifest import is_content_digest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports.files import (
@@ -213,6 +215,25 @@ class BlobStore:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise OutputNotFound(f"file {sha256[:12]}... was deleted") from None
+
+    def open_copy(self, sha256: str) -> int:
+        """Return a descriptor to read an unnamed copy of a file, for a task.
+
+        A task of the owner or of root may open its stdin once more, to write to it.
+
+        Raises:
+            OutputNotFound: there is no such file.
+            OSError: the disk is full or failing.
+        """
+        source_fd = self.open_file(sha256)
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as copy:
+                copy_content(source_fd, copy.fileno())
+                os.fchmod(copy.fileno(), 0o444)
+                path = f"/proc/self/fd/{copy.fileno()}"
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(source_fd)
 
     def start_upload(
         self, sha256: str | None, size_bytes: int, *, keep_s: float = RETENTION_S

@@ -143,7 +143,7 @@ class ScratchFolders:
         stdin_fd = None
         try:
             if (stdin := sources.stdin_file) is not None:
-                stdin_fd = self._blob_fetcher.blob_store.open_file(stdin.blob.sha256)
+                stdin_fd = self._blob_fetcher.blob_store.open_copy(stdin.blob.sha256)
             folder = self._make_filled_folder(spec, trees)
             return Prepared([], folder, stdin_fd)
         except (OutputNotFound, ManifestError, OSError) as error:

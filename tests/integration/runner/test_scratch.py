@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from hashlib import sha256
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.output.captured_contents import CapturedContents
 from octaskly.runner.pool.launch_messages import preparation_failed
 from tests.support.agents import ending, start, submit, until
-from tests.support.pooling import Rig, archive_in, eventually, launchers_of, rig
+from tests.support.pooling import (
+    Rig,
+    archive_in,
+    eventually,
+    launchers_of,
+    rig,
+    supply_in,
+)
 
 SCRATCH = TaskOptions(is_scratch=True)
 DEEP = 1100  #: more than the recursion limit
@@ -404,6 +412,23 @@ async def test_an_attempt_without_room_for_the_files_of_a_client_is_returned(
 
     assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.ROOM)
     assert outcome.detail == "space for its files on rig (full)"
+
+
+async def test_a_task_that_writes_to_its_stdin_changes_no_stored_file(
+    tmp_path: Path,
+) -> None:
+    """The next task with this file gets the bytes that were sent."""
+    data = b"right bytes"
+    name = sha256(data).hexdigest()
+    supply_in(tmp_path).blob_store.store_blob(name, data)
+    options = TaskOptions(stdin_file=BlobRef(sha256=name, node="desk"))
+    write = "chmod u+w /dev/stdin; printf WRONG 1<>/dev/stdin; cat"
+    async with rig(tmp_path) as made:
+        first = await made.run(write, options=options)
+        second = await made.run("cat /dev/stdin", options=options)
+
+    assert first.stdout == b"WRONG bytes"
+    assert second.stdout == data
 
 
 @pytest.mark.parametrize("is_stdin", [False, True], ids=["tree", "stdin"])
