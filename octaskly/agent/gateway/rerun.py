@@ -100,13 +100,13 @@ def _array_of_range(ranges: PositionRanges, original: ArraySpec) -> ArraySpec:
         count = last - first + 1
         return ArraySpec(count=count, first=original.number(first), step=original.step)
     step = f":{original.step}" if original.step > 1 else ""
-    shown = [
-        f"{original.number(a)}-{original.number(b)}{step}"
-        for a, b in ranges[:_RANGES_SHOWN_MAX]
-    ]
-    shown += ["..."] if len(ranges) > _RANGES_SHOWN_MAX else []
+    largest = sorted(ranges, key=lambda run: run[0] - run[1])[:_RANGES_SHOWN_MAX]
+    shown = ", ".join(
+        f"{original.number(a)}-{original.number(b)}{step}" for a, b in largest
+    )
+    unnamed = len(ranges) - len(largest)
     raise NothingToRetry(
         "Nothing to retry",
         hint="the members to retry are too many to list, and are not one range; "
-        f"submit arrays of {', '.join(shown)}",
+        f"submit arrays of {shown}{f' and {unnamed} more' if unnamed else ''}",
     )

@@ -64,10 +64,28 @@ async def test_many_consecutive_members_are_a_range(
 async def test_many_members_with_gaps_are_refused_with_their_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client can submit these ranges."""
+    """The client can submit these ranges, of which the largest are named first."""
     monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     with pytest.raises(NothingToRetry) as refused:
         await repeated((0, 1), (4, 9))
 
-    assert str(refused.value.hint).endswith("submit arrays of 10-12:2, 18-28:2")
+    assert str(refused.value.hint).endswith("submit arrays of 18-28:2, 10-12:2")
+
+
+async def test_the_largest_of_many_ranges_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Most members are in them; the others are counted."""
+    monkeypatch.setattr(rerun, "ITEMS_MAX", 19)
+    singles = [(n, n) for n in range(0, 20, 2)]
+
+    with pytest.raises(NothingToRetry) as refused:
+        await repeated(*singles, (30, 49))
+
+    *named, last = str(refused.value.hint).partition("arrays of ")[2].split(", ")
+    assert [*named, last] == [
+        "70-108:2",
+        *(f"{n}-{n}:2" for n in range(10, 34, 4)),
+        "34-34:2 and 3 more",
+    ]
