@@ -60,6 +60,18 @@ def _outputs(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> lis
     return list(texts)
 
 
+def _folder(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> str | None:
+    """Refuse what a node would refuse, before files are sent to it."""
+    require_nonempty(context, option, text)
+    if text and not text.startswith("/") and ".." in text.split("/"):
+        raise click.UsageError(
+            f"--cwd {text}: name an absolute path, or one below the worker directory"
+        )
+    return text
+
+
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -283,7 +295,7 @@ TASK_OPTIONS: Final = (
     click.option(
         "--cwd",
         metavar="DIR",
-        callback=require_nonempty,
+        callback=_folder,
         help="Folder to run in: absolute, or relative to the worker directory.",
     ),
     click.option(
@@ -407,7 +419,7 @@ def task_options(*, is_end_awaited: bool) -> Callable[[_C], _C]:
             fields["requires"] = _requires(values)
             sent = SentPaths(values.pop("sent_paths"), values.pop("sends_ignored"))
             is_here, is_read_only = values.pop("is_here"), values.pop("is_read_only")
-            _check_folder_options(fields, sent, is_here=is_here)
+            _check_options(fields, sent, is_here=is_here)
             if sent.paths or fields["outputs_of"]:
                 fields["workdir"] = "scratch"
             if not is_here:
@@ -428,10 +440,11 @@ def task_options(*, is_end_awaited: bool) -> Callable[[_C], _C]:
     return add_options
 
 
-def _check_folder_options(
-    fields: DraftFields, sent: SentPaths, *, is_here: bool
-) -> None:
-    """Raise UsageError for options that contradict each other."""
+def _check_options(fields: DraftFields, sent: SentPaths, *, is_here: bool) -> None:
+    """Raise UsageError for options that contradict or need each other."""
+    parents = fields["after"] or fields["outputs_of"]
+    if fields["on"] in ("failure", "any") and not parents:
+        raise click.UsageError(f"--after-on {fields['on']} needs --after")
     if sent.includes_ignored and not sent.paths:
         raise click.UsageError("--in-all needs a folder: --in DIR")
     if not is_here:

@@ -290,6 +290,19 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             2,
             "error: --in-all needs a folder: --in DIR\n  hint: octaskly run --help\n",
         ),
+        (
+            ["submit", "--after-on", "any", "--in", "greet", "--", "true"],
+            2,
+            "error: --after-on any needs --after\n  hint: octaskly submit --help\n",
+        ),
+        (
+            ["run", "--cwd", "src/../..", "--in", "greet", "--", "true"],
+            2,
+            (
+                "error: --cwd src/../..: name an absolute path, or one below the"
+                " worker directory\n  hint: octaskly run --help\n"
+            ),
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )
