@@ -173,11 +173,14 @@ async def list_missing(request: Request) -> web.StreamResponse:
     """Return which files this node lacks, and keep the others for another hour."""
     files = request.files.store
     asked = request_bodies.parse_missing(request.body)
-    missing = await asyncio.to_thread(
-        files.missing_files, asked.sha256, keep_s=_keep_s(is_lent=asked.lent)
-    )
+
+    def find_missing() -> tuple[list[str], dict[str, int]]:
+        keep_s = _keep_s(is_lent=asked.lent)
+        missing = files.missing_files(asked.sha256, keep_s=keep_s)
+        return missing, {name: files.arrived_bytes(name) for name in missing}
+
+    missing, arrived = await asyncio.to_thread(find_missing)
     _add_keeper(request, *set(asked.sha256).difference(missing))
-    arrived = {name: files.arrived_bytes(name) for name in missing}
     shown = MissingFiles(
         missing=missing,
         arrived={name: count for name, count in arrived.items() if count},

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from octaskly.core.model.tree_sizes import LARGE_BYTES
 from octaskly.files.manifest import is_content_digest
-from octaskly.runner.blobs.uploads import PartialFiles
+from octaskly.runner.blobs.uploads import STORED_MODE, PartialFiles
 from octaskly.runner.output.captured_contents import CapturedContents
 
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+BOOT_NAME: Final = "boot"  #: of the file with the id of the boot that was seen last
+_SUSPECT_MODE: Final = 0o400
 _PARTIAL_NAME: Final = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 
 
@@ -33,9 +38,9 @@ class BlobIndex:
     """The files in the folder of a store, whose lock guards all of this.
 
     The modification time of a file on disk is the end of its protection, and its access
-    time is its last use, so that both survive a restart of the agent. A file that was
-    last touched before this machine started is a suspect: the machine may have lost
-    power before all its bytes were on disk.
+    time is its last use, so that both survive a restart of the agent. A file from
+    before this machine started is a suspect until it was read, which its mode says: the
+    machine may have lost power before all its bytes were on disk.
 
     Args:
         folder: The folder; created with access for the agent alone.
@@ -66,12 +71,18 @@ class BlobIndex:
         if self._files is None:
             self._files, self.stored_bytes = {}, 0
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            started_s = machine_start_s(self._now_s())
+            # File times do not say it: a machine may start with a wrong clock.
+            boot, noted = _boot_id(), self._folder / BOOT_NAME
+            has_restarted = not noted.exists() or noted.read_bytes() != boot
             for place in self._folder.iterdir():
-                self._load(place, started_s, self._files)
+                if place != noted:
+                    self._load(place, self._files, are_suspects=has_restarted)
+            if has_restarted:
+                # It comes last, so that a load that is interrupted is repeated.
+                noted.write_bytes(boot)
         return self._files
 
-    def _load(self, place: Path, started_s: float, files: dict[str, Kept]) -> None:
+    def _load(self, place: Path, files: dict[str, Kept], *, are_suspects: bool) -> None:
         """Add a file that an earlier agent has left; delete what is of no use."""
         status = place.lstat()
         if is_content_digest(place.name) and stat.S_ISREG(status.st_mode):
@@ -79,12 +90,20 @@ class BlobIndex:
             self.stored_bytes += status.st_size
             if status.st_size > LARGE_BYTES:
                 self._changed[place.name] = None
-            if status.st_ctime < started_s:
+            if are_suspects:
+                place.chmod(_SUSPECT_MODE)
+            if are_suspects or stat.S_IMODE(status.st_mode) != STORED_MODE:
                 self.suspects.add(place.name)
         elif _PARTIAL_NAME.fullmatch(place.name):
             self._partials.load(place.name)
         elif not stat.S_ISDIR(status.st_mode):  # A mounted disk has `lost+found`.
             place.unlink()  # An upload that the previous agent did not finish.
+
+    def trust(self, name: str) -> None:
+        """Note that a suspect was read and is right."""
+        self.suspects.discard(name)
+        with suppress(OSError):  # Without the mode, the next agent reads it again.
+            (self._folder / name).chmod(STORED_MODE)
 
     def path_of(self, name: str) -> Path:
         """Return the path of a file, or of a captured output."""
@@ -162,7 +181,9 @@ class BlobIndex:
         return size_bytes > LARGE_BYTES or name in self._trees
 
 
-def machine_start_s(now_s: float) -> float:
-    """Return the wall clock's time at which this machine started."""
-    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-    return now_s - uptime_s
+def _boot_id() -> bytes:
+    """Return what differs after each start of the machine, or of the agent at least."""
+    try:
+        return BOOT_ID.read_bytes()
+    except OSError:  # Some sandboxes hide it.
+        return secrets.token_bytes()

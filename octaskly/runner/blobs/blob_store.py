@@ -104,6 +104,7 @@ class BlobStore:
             reserve_bytes=reserve_bytes,
         )
         self._arriving: dict[str, PieceUpload] = {}
+        self._readings: dict[str, threading.Lock] = {}  #: suspects that are being read
         #: How often pieces of a blob were sent; the blob that was sent last is last.
         self._sent: dict[str, Counter[int]] = {}
 
@@ -127,6 +128,7 @@ class BlobStore:
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
+        self._read_suspect(sha256)
         with self._lock:
             size_bytes = self._touch_stored(sha256, keep_s)
         # A captured output may have to be read first, which must not stop others.
@@ -135,8 +137,6 @@ class BlobStore:
     def _touch_stored(self, sha256: str, keep_s: float) -> int | None:
         kept = self._index.files().get(sha256)
         if kept is None:
-            return None
-        if sha256 in self._index.suspects and not self._is_suspect_right(sha256):
             return None
         with suppress(OSError):
             until_s = max(kept.until_s, self._now_s() + keep_s)
@@ -308,6 +308,8 @@ class BlobStore:
         Raises:
             OutputNotFound: there is no such blob.
         """
+        # What has to be read first must not stop others.
+        self.touch_file(sha256, keep_s=COPY_RETENTION_S)
         with self._lock:
             sent = self._sent.pop(sha256, Counter[int]())
             self._sent[sha256] = sent
@@ -542,7 +544,12 @@ class BlobStore:
             is_stored = sha256 in self._index.files()
         if not is_stored:
             return self._captured.verify(sha256)
-        return self._is_right(self.open_file(sha256), sha256)
+        if _is_right(self.open_file(sha256), sha256):
+            return True
+        with self._lock:
+            if sha256 in self._index.files():
+                self._index.delete(sha256)
+        return False
 
     def flush_files(self, sha256s: Iterable[str]) -> None:
         """Wait until files and their folder entries are on disk.
@@ -601,28 +608,40 @@ class BlobStore:
         with self._lock:
             return self._index.path_of(name)
 
-    def _is_suspect_right(self, name: str) -> bool:
-        """Read a file that the machine may have written in part; delete it if wrong."""
-        self._index.suspects.discard(name)
-        try:
-            return self._is_right(os.open(self._folder / name, os.O_RDONLY), name)
-        except OSError:
-            self._index.delete(name)
-            return False
+    def _read_suspect(self, name: str) -> None:
+        """Read a file that the machine may have written in part; delete it if wrong.
 
-    def _is_right(self, fd: int, name: str) -> bool:
-        """Return True if a file has the right content; delete it if it has not."""
-        with os.fdopen(fd, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found == name:
-            return True
+        Others use the store meanwhile; those that need the file wait.
+        """
         with self._lock:
-            if name in self._index.files():
-                self._index.delete(name)
-        return False
+            self._index.files()
+            if name not in self._index.suspects:
+                return
+            turn = self._readings.setdefault(name, threading.Lock())
+        with turn:
+            if name not in self._index.suspects:
+                return
+            try:
+                is_right = _is_right(os.open(self._folder / name, os.O_RDONLY), name)
+            except OSError:
+                is_right = False
+            with self._lock:
+                self._readings.pop(name, None)
+                if name not in self._index.suspects:
+                    return  # It arrived again, or was deleted for others.
+                if is_right:
+                    self._index.trust(name)
+                else:
+                    self._index.delete(name)
 
     def _now_s(self) -> float:
         return self.clock.now().wall_ms / 1000
+
+
+def _is_right(fd: int, name: str) -> bool:
+    """Return True if an open file has the content with this name; close it."""
+    with os.fdopen(fd, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == name
 
 
 def sync_file_system(fd: int) -> None:

@@ -21,6 +21,12 @@ PIECE_BYTES_MAX: Final = 32 << 20  #: a slow link takes half a minute for it
 EQUAL_PIECES: Final = 64  #: of a blob, unless they would be too small or too large
 UPLOAD_SUFFIX: Final = ".part"  #: of a partial file that a client sends in order
 PIECES_SUFFIX: Final = ".pieces"  #: of one that other nodes send in any order
+STORED_MODE: Final = 0o444
+"""Mode of a file that is whole.
+
+Only the agent may enter the folder. A task that reads the file as stdin may open it
+again as /dev/stdin.
+"""
 _ARRIVED: Final = b"\1"  #: the mark of a piece in a partial file
 _HASHED_BYTES: Final = 1 << 20
 HASHED_AT_ONCE_BYTES: Final = 256 << 10  #: stays in the processor's cache
@@ -141,9 +147,7 @@ class BlobUpload:
             came = self.size_bytes - self._remaining_bytes
             self._close(is_whole=False)
             raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
-        # Only the agent may enter the folder. A task that reads the file as stdin may
-        # open it again as /dev/stdin.
-        os.fchmod(self._fd, 0o444)
+        os.fchmod(self._fd, STORED_MODE)
         self._close(is_whole=True)
         return found
 
@@ -348,9 +352,7 @@ class PieceUpload:
                 f"received {self.size_bytes} bytes with the SHA-256 {found}"
             )
         os.ftruncate(self._fd, self.size_bytes)
-        # Only the agent may enter the folder. A task that reads the file as stdin may
-        # open it again as /dev/stdin.
-        os.fchmod(self._fd, 0o444)
+        os.fchmod(self._fd, STORED_MODE)
         self._target.finish_upload(self, is_whole=True)
         self._close_file()
 

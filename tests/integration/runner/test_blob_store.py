@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from _collections_abc import dict_items, dict_values
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +29,7 @@ from octaskly.ports.files import (
     WrongOffset,
 )
 from octaskly.runner.blobs import uploads
-from octaskly.runner.blobs.blob_index import Kept
+from octaskly.runner.blobs.blob_index import BOOT_NAME, Kept
 from octaskly.runner.blobs.blob_room import PARTIAL_RETENTION_S
 from octaskly.runner.blobs.blob_store import (
     FLUSHED_ALONE_MAX,
@@ -64,6 +67,11 @@ def name_of(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
+def names_in(folder: Path) -> list[str]:
+    """Return what a store has in its folder."""
+    return [place.name for place in folder.iterdir() if place.name != BOOT_NAME]
+
+
 def put(blob_store: BlobStore, data: bytes, *, keep_s: float = RETENTION_S) -> str:
     upload = blob_store.start_upload(name_of(data), len(data), keep_s=keep_s)
     upload.write(data[:3])
@@ -99,7 +107,7 @@ def test_a_file_with_the_wrong_content_is_deleted(
     with pytest.raises(ContentMismatch):
         send()
 
-    assert list((tmp_path / "files").iterdir()) == []
+    assert names_in(tmp_path / "files") == []
     with pytest.raises(OutputNotFound):
         blob_store.file_path(name_of(b"some bytes"))
 
@@ -257,7 +265,7 @@ def test_the_next_agent_finds_the_stored_files(
     )
 
     assert later.touch_file(name, keep_s=0) == 600
-    assert [place.name for place in (tmp_path / "files").iterdir()] == [name]
+    assert names_in(tmp_path / "files") == [name]
     with pytest.raises(FileQuotaExceeded):
         put(later, b"t" * 500)
     clock.now_s += RETENTION_S + 1
@@ -353,12 +361,60 @@ def test_a_file_from_before_the_machine_started_is_read_first(
     place = before.file_path(wrong)
     place.chmod(0o600)
     place.write_bytes(bytes(5))
-    # The machine starts long after both were written.
-    clock.now_s = place.stat().st_ctime + 10 * 365 * 86_400
+    restart_machine(tmp_path / "files")
+    first = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=0)
+    first.release_unused()
+    first.release_file(right)
+    first.release_copies([right, wrong])
     later = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=0)
 
     assert later.missing_files([right, wrong]) == [wrong]
     assert not place.exists()
+
+
+def restart_machine(folder: Path) -> None:
+    """Make the files in the folder of a store those of before a restart."""
+    (folder / BOOT_NAME).write_text("another boot")
+
+
+def test_others_use_the_store_while_a_file_is_read_first(
+    tmp_path: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one takes minutes. It is read once, and one that arrives anew stays."""
+    folder = tmp_path / "files"
+    before = BlobStore(folder, clock=clock, reserve_bytes=0)
+    name = put(before, b"whole")
+    place = before.file_path(name)
+    place.chmod(0o600)
+    place.write_bytes(bytes(5))
+    restart_machine(folder)
+    store = BlobStore(folder, clock=clock, reserve_bytes=0)
+    begins, goes_on, digests = threading.Event(), threading.Event(), list[str]()
+    digest_of = hashlib.file_digest
+
+    def read_slowly(file: Any, algorithm: str) -> object:
+        digests.append(algorithm)
+        begins.set()
+        assert goes_on.wait(10.0)
+        return digest_of(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", read_slowly)
+    with ThreadPoolExecutor(3) as threads:
+        touched = threads.submit(store.touch_file, name)
+        assert begins.wait(10.0)
+        opened = threads.submit(store.open_piece, name, [0])
+        put(store, b"other")
+        upload = store.start_upload(name, 5)
+        upload.write(b"whole")
+        upload.finish()
+        goes_on.set()
+        assert touched.result(10.0) == 5
+        piece = opened.result(10.0)
+
+    assert piece is not None
+    assert os.pread(piece.fd, 9, 0) == b"whole"
+    os.close(piece.fd)
+    assert digests == ["sha256"]
 
 
 def test_files_are_flushed_once(
@@ -481,7 +537,7 @@ def test_a_wrong_piece_is_noticed_at_the_end(
     with pytest.raises(ContentMismatch):
         send_piece(blob_store, 200, 500)
 
-    assert not list((tmp_path / "files").iterdir())
+    assert names_in(tmp_path / "files") == []
     assert send_piece(blob_store, 0, 500)
     put(blob_store, b"o" * 500)
 
@@ -669,7 +725,7 @@ def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:
     with pytest.raises(DiskFull, match=said):
         full.store_blob(name_of(b"data"), b"data")
 
-    assert not list((tmp_path / "files").iterdir())
+    assert names_in(tmp_path / "files") == []
 
 
 def test_a_file_above_the_quota_is_refused_at_once(blob_store: BlobStore) -> None:

@@ -34,6 +34,7 @@ from octaskly.ports.files import (
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.blob_index import BOOT_NAME
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.blobs.holder_connection import (
     Holder,
@@ -74,7 +75,12 @@ def stored(fetcher: BlobFetcher, name: str) -> bytes:
 
 
 def left_over(fetcher: BlobFetcher, name: str) -> set[str]:
-    return {place.name for place in fetcher.blob_store.file_path(name).parent.iterdir()}
+    return names_in(fetcher.blob_store.file_path(name).parent)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return what a store has in its folder."""
+    return {place.name for place in folder.iterdir()} - {BOOT_NAME}
 
 
 def test_a_large_file_comes_from_up_to_four_holders(tmp_path: Path) -> None:
@@ -587,7 +593,7 @@ def test_a_fetch_ends_with_the_right_bytes_or_an_error(
             assert failed == []
         if not failed:
             assert stored(fetcher, name) == DATA[: 10 * PIECE]
-        kept = {place.name for place in (folder / "own").iterdir()}
+        kept = names_in(folder / "own")
         assert kept == (set() if failed else {name})
         spoiled = [node for node in lan.nodes.values() if node.verified]
         assert {holder for holder, _ in lan.reported} <= {
