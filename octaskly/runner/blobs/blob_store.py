@@ -127,12 +127,17 @@ class BlobStore:
             self._index.mark_tree(sha256)
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
-        """Return the size of a file and keep it for `keep_s`; None if there is none."""
+        """Return the size of a file and keep it for `keep_s`; None if there is none.
+
+        A captured output may be deleted at any time, so it counts for copies only.
+        """
         self._read_suspect(sha256)
         with self._lock:
             size_bytes = self._touch_stored(sha256, keep_s)
+        if size_bytes is not None or keep_s > COPY_RETENTION_S:
+            return size_bytes
         # A captured output may have to be read first, which must not stop others.
-        return self._captured_size(sha256) if size_bytes is None else size_bytes
+        return self._captured_size(sha256)
 
     def _touch_stored(self, sha256: str, keep_s: float) -> int | None:
         kept = self._index.files().get(sha256)

@@ -789,8 +789,8 @@ def test_captured_outputs_are_files_of_the_store(tmp_path: Path) -> None:
 
     assert captured.add_folder(folder) == tree
 
-    assert store.missing_files([tree, *contents]) == []
-    assert [store.touch_file(name) for name in contents] == [len(LARGE), 5]
+    assert store.missing_files([tree, *contents], keep_s=COPY_RETENTION_S) == []
+    assert [store.touch_file(name, keep_s=60) for name in contents] == [len(LARGE), 5]
     for name, data in contents.items():
         with os.fdopen(store.open_file(name), "rb") as file:
             assert file.read() == data
@@ -804,7 +804,7 @@ def test_captured_outputs_are_files_of_the_store(tmp_path: Path) -> None:
     assert store.take_changes() == ([name_of(LARGE), outputs], [])
     assert store.used_bytes == 0
     captured.drop_folder(folder)
-    assert store.missing_files(contents) == list(contents)
+    assert store.missing_files(contents, keep_s=COPY_RETENTION_S) == list(contents)
     assert sorted(store.take_changes()[1]) == sorted([tree, *contents, outputs])
 
 
@@ -816,12 +816,12 @@ def test_a_captured_output_that_became_wrong_is_deleted(tmp_path: Path) -> None:
     store = store_with(captured, tmp_path)
     tree, contents = capture(folder, LARGE, b"small", b"other")
     captured.add_folder(folder)
-    assert store.missing_files(contents) == []
+    assert store.missing_files(contents, keep_s=COPY_RETENTION_S) == []
     store.take_changes()
     for data in (LARGE, b"small"):
         (folder / name_of(data)).write_bytes(b"x" * len(data))
 
-    missing = store.missing_files(contents)
+    missing = store.missing_files(contents, keep_s=COPY_RETENTION_S)
 
     assert missing == [name_of(LARGE), name_of(b"small")]
     assert {place.name for place in folder.iterdir()} == {
@@ -843,11 +843,11 @@ def test_a_captured_output_is_read_anew_when_another_node_got_it_wrong(
     captured.add_folder(folder)
     (folder / name).write_bytes(b"wrong")
     captured.note_right(folder / name, (folder / name).stat())
-    assert store.missing_files([name]) == []
+    assert store.missing_files([name], keep_s=COPY_RETENTION_S) == []
 
     assert not store.verify_file(name)
 
-    assert store.missing_files([name]) == [name]
+    assert store.missing_files([name], keep_s=COPY_RETENTION_S) == [name]
 
 
 def test_outputs_with_a_damaged_manifest_are_none(tmp_path: Path) -> None:

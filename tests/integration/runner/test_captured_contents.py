@@ -1,4 +1,4 @@
-"""Contents of captured outputs that several attempts left."""
+"""Contents of captured outputs: equal ones, and those that an upload has, too."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from octaskly.files.manifest import TreeFile, make_manifest
+from octaskly.ports.files import COPY_RETENTION_S, RETENTION_S
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.output.captured_contents import (
     DAMAGED_NAME,
     CapturedContents,
     write_manifest,
 )
+from tests.support.set_clock import SetClock
 
 DATA = b"the same in each folder"
 NAME = sha256(DATA).hexdigest()
@@ -55,3 +58,18 @@ def test_a_right_copy_replaces_a_wrong_one(
     assert contents.find(NAME) == tmp_path / right / "1-1-1-1" / NAME
     assert contents.verify(NAME)
     assert not (tmp_path / right / "1-1-1-1" / DAMAGED_NAME).exists()
+
+
+def test_a_captured_content_is_sent_again_as_an_input(
+    contents: CapturedContents, tmp_path: Path
+) -> None:
+    """Its outputs may be deleted while the task with this input waits."""
+    store = BlobStore(tmp_path / "files", clock=SetClock(), captured=contents)
+    assert store.missing_files([NAME], keep_s=COPY_RETENTION_S) == []
+    assert store.missing_files([NAME], keep_s=RETENTION_S) == [NAME]
+
+    assert store.store_blob(NAME, DATA, keep_s=RETENTION_S)
+
+    for task in ("a", "b"):
+        contents.drop_folder(tmp_path / task / "1-1-1-1")
+    assert store.missing_files([NAME], keep_s=RETENTION_S) == []
