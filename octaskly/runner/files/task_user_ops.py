@@ -47,6 +47,9 @@ START_S = 30.0  #: timeout of the first reply: on a busy machine, Python starts 
 EXIT_WAIT_S = 1.0
 BATCH: Final = 500  #: files per request, as other requests wait
 
+#: Requests that fail if they are repeated, though the first one got no answer.
+_DONE_ONCE: Final = frozenset({"scratch", "create", "links"})
+
 _T = TypeVar("_T")
 
 
@@ -216,12 +219,16 @@ class TaskUserHelper:
             try:
                 code, value, fd = self._try_request([name, *fields])
             except OSError:  # A task may have killed or stopped it: start another one.
+                if name in _DONE_ONCE:
+                    raise
                 code, value, fd = self._try_request([name, *fields])
         if code:
             raise OSError(code, value)
         return value, fd
 
     def _try_request(self, request: list[object]) -> tuple[int, Any, int]:
+        if self._process is not None and self._process.poll() is not None:
+            self._close_helper()
         try:
             if self._control is None:
                 self._start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
 from octaskly.files import manifest
 from octaskly.files.manifest import Manifest, TreeLink
-from octaskly.runner.files import capture
+from octaskly.runner.files import capture, task_user_ops
 from octaskly.runner.files.capture import (
     CapturedOutputs,
     OutputReader,
@@ -615,6 +616,30 @@ def test_only_what_the_tasks_user_may_read_is_captured(
     assert "output d/private was not kept: Permission denied" in found.problem
     assert "output d/closed was not kept: Permission denied" in found.problem
     assert "output locked was not kept: Permission denied" in found.problem
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_a_file_is_not_created_twice_if_the_helper_does_not_answer(
+    tmp_path: Path, helper: TaskUserHelper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have created it, and the task is to start elsewhere rather than fail."""
+    monkeypatch.setattr(task_user_ops, "REPLY_S", 0.5)
+    for folder in (tmp_path, *tmp_path.parents):
+        if any("pytest-" in part for part in folder.parts):
+            folder.chmod(0o777)
+    assert helper.missing_inputs(tmp_path, ["x"]) == ["x"]
+    assert helper._process is not None
+
+    os.kill(helper._process.pid, signal.SIGSTOP)
+    with pytest.raises(OSError, match="no answer") as caught:
+        helper.create_file(tmp_path, "x")
+    assert caught.value.errno == errno.EAGAIN
+    assert helper.missing_inputs(tmp_path, ["x"]) == ["x"]
+
+    helper._process.kill()
+    helper._process.wait()
+    os.close(helper.create_file(tmp_path, "x"))
+    assert (tmp_path / "x").exists()
 
 
 # --- reading -----------------------------------------------------------------------
