@@ -166,11 +166,13 @@ class OutputCopies:
             tree: SHA-256 of their manifest.
         """
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
-        if (folder / MANIFEST_NAME).exists():
-            return ""
         partial = folder.with_name(f"{folder.name}{PARTIAL_SUFFIX}")
         lock = self._fetcher.file_locks.hold_lock(f"outputs {folder}")
         with lock:
+            if (folder / MANIFEST_NAME).exists():
+                return ""
+            # An agent that was killed may have left some.
+            shutil.rmtree(partial, ignore_errors=True)
             try:
                 with self._fetcher.connections.connect_to(holder) as connection:
                     path = _outputs_path(task, attempt)
@@ -182,7 +184,7 @@ class OutputCopies:
                     room = self._archive.captured.make_room(folder, size_bytes)
                     if room < size_bytes:
                         return f"not enough space for {size_bytes} bytes of outputs"
-                    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    partial.mkdir(mode=0o700, parents=True)
                     store_outputs(chunks, partial, tree)
                 partial.rename(folder)
                 _flush_folder(folder)

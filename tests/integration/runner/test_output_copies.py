@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -11,13 +12,24 @@ from typing import Any, cast
 import pytest
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.files.manifest import Manifest, TreeFile, make_manifest
+from octaskly.files.manifest import (
+    Manifest,
+    TreeFile,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.holder_connection import Holder, HolderUnreachable
 from octaskly.runner.files.capture import OutputReader, outputs_folder
-from octaskly.runner.files.output_copies import COPIED_BYTES_MAX, OutputCopies
+from octaskly.runner.files.output_copies import (
+    COPIED_BYTES_MAX,
+    PARTIAL_SUFFIX,
+    OutputCopies,
+)
 from octaskly.runner.output.captured_contents import read_manifest, write_manifest
 from octaskly.runner.output.output_archive import OutputArchive
+from tests.support.agents import until
 from tests.support.pooling import STREAM, archive_in, supply_in
 
 TASK, ATTEMPT = TaskId("task-001-0011"), AttemptId(3, STREAM, 1, 1)
@@ -216,6 +228,39 @@ def test_a_copy_of_wrong_bytes_is_not_made(
     assert not worker.content.exists()
     assert worker.reader.read_tree(TASK, ATTEMPT).is_damaged()
     assert found == [worker.content]
+
+
+def test_two_requests_for_a_copy_make_one(worker: Node, tmp_path: Path) -> None:
+    """The answer to the first one was lost, and its node has asked again."""
+    other = add(worker, tmp_path, "other")
+    tree = content_digest(encode_manifest(worker.manifest()))
+    locks, name = other.copies._fetcher.file_locks, f"outputs {other.folder}"
+
+    def fetch() -> str:
+        return other.copies.fetch_copy(TASK, ATTEMPT, Holder("0", ()), tree)
+
+    with ThreadPoolExecutor(2) as threads:
+        with locks.hold_lock(name):
+            asked = [threads.submit(fetch) for _ in range(2)]
+            until(lambda: locks._locks[name][1] == 3, "both wait")
+        assert [each.result() for each in asked] == ["", ""]
+
+    assert other.content.read_bytes() == DATA
+
+
+def test_a_copy_is_made_though_a_killed_agent_left_a_part_of_it(
+    worker: Node, tmp_path: Path
+) -> None:
+    """No other node is asked for one."""
+    other = add(worker, tmp_path, "other")
+    left = other.folder.with_name(f"{other.folder.name}{PARTIAL_SUFFIX}")
+    left.mkdir(parents=True)
+    (left / "content").write_bytes(DATA[:10])
+
+    assert not worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+
+    assert other.content.read_bytes() == DATA
+    assert not left.exists()
 
 
 def test_a_copy_of_another_tree_is_not_made(worker: Node, tmp_path: Path) -> None:
