@@ -99,8 +99,11 @@ class VisitorFiles:
         if not set(names) <= allowed:
             are_all_here = all(blob in self._held for blob in inputs)
             return VisitorAccess.DENIED if are_all_here else VisitorAccess.LATER
-        is_here = not self._fetcher.blob_store.missing_files(names, keep_s=60.0)
-        return VisitorAccess.GRANTED if is_here else VisitorAccess.LATER
+        if not self._fetcher.blob_store.missing_files(names, keep_s=60.0):
+            return VisitorAccess.GRANTED
+        for blob in inputs:  # Some were deleted; the next request fetches them again.
+            self._held.pop(blob, None)
+        return VisitorAccess.LATER
 
     def may_read_outputs(self, visitor: NodeId, task: str) -> bool:
         """Return True if an attempt of a visitor gets the outputs of this task."""

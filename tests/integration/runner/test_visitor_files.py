@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -238,6 +239,27 @@ def test_files_of_no_attempt_are_denied(member: Member) -> None:
     """A stranger has none; a visitor those that its attempts name."""
     assert member.files.access_to(STRANGER, ["a" * 64]) is VisitorAccess.DENIED
     assert member.files.access_to(VISITOR, ["f" * 64]) is VisitorAccess.LATER
+
+
+async def test_an_input_that_made_room_for_others_is_fetched_again(
+    member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A visitor may ask for it a second time, for example in another attempt."""
+    name, store = sha256(DATA).hexdigest(), member.fetcher.blob_store
+    options = TaskOptions(stdin_file=BlobRef(sha256=name, node="me"))
+    member.held[0] = (ATTEMPT, replace(SPEC, options=options))
+
+    def fetch_blob(_source: object) -> list[str]:
+        store.store_blob(name, DATA)
+        return []
+
+    monkeypatch.setattr(member.fetcher, "fetch_blob", fetch_blob)
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(20):
+        member.files.start(tasks)
+        for _ in range(2):
+            while member.files.access_to(VISITOR, [name]) is not VisitorAccess.GRANTED:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            (tmp_path / "files" / name).unlink()
 
 
 def test_the_paths_of_an_archive_take_little_memory(
