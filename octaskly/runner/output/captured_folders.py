@@ -23,6 +23,7 @@ from octaskly.runner.output.captured_contents import (
 )
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
+NEEDED_NAME: Final = "needed"  #: a file with the time until which a task needs them
 ROOM_BYTES_MIN: Final = 1 << 20
 """Part of the quota below which a node takes no task that has outputs."""
 UNCOPIED_NAME: Final = "uncopied"  #: a file that is there until a second copy exists
@@ -55,7 +56,6 @@ class CapturedFolders:
         self._lock = threading.Lock()
         self._sizes: dict[Path, int] | None = None
         self._arriving: dict[Path, int] = {}  #: bytes that are being captured
-        self._needed_until_s: dict[Path, float] = {}  #: monotonic time, by folder
 
     def make_room(self, folder: Path, needed_bytes: int) -> int:
         """Return how many bytes the outputs of one attempt may have.
@@ -121,7 +121,10 @@ class CapturedFolders:
     def mark_needed(self, folder: Path, needed_s: float) -> None:
         """Note that a task that has not ended needs outputs, for so many seconds."""
         with self._lock:
-            self._needed_until_s[folder] = self._clock.now().mono_s + needed_s
+            until_s = self._now_s() + needed_s
+            set_mark(folder, NEEDED_NAME, is_set=True)
+            with suppress(OSError):  # The outputs are gone.
+                os.utime(folder / NEEDED_NAME, (until_s, until_s))
 
     def delete_older(self, before_s: float) -> None:
         """Delete the outputs of attempts that ended before a time."""
@@ -183,22 +186,23 @@ class CapturedFolders:
     def _unneeded_folders(self, sizes: dict[Path, int]) -> list[Path]:
         """Return the folders that were fetched, the longest ago first."""
         found = []
-        now_s = self._clock.now().mono_s
         for folder in sizes:
-            if self._needed_until_s.get(folder, now_s) > now_s:
-                continue
-            with suppress(OSError):
-                found.append(((folder / FETCHED_NAME).lstat().st_mtime, folder))
+            fetched_s = _mark_time_s(folder, FETCHED_NAME)
+            needed_until_s = _mark_time_s(folder, NEEDED_NAME) or 0.0
+            if fetched_s is not None and needed_until_s <= self._now_s():
+                found.append((fetched_s, folder))
         return [folder for _, folder in sorted(found)]
 
     def _delete(self, folder: Path) -> None:
         self.contents.drop_folder(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        self._needed_until_s.pop(folder, None)
         if self._sizes is not None:
             self._sizes.pop(folder, None)
         with suppress(OSError):
             folder.parent.rmdir()  # Fails while it has other attempts' outputs.
+
+    def _now_s(self) -> float:
+        return self._clock.now().wall_ms / 1000
 
 
 def mark_fetched(folder: Path) -> None:
@@ -209,6 +213,13 @@ def mark_fetched(folder: Path) -> None:
 def mark_uncopied(folder: Path, *, is_uncopied: bool = True) -> None:
     """Note if the outputs of an attempt need a second copy; they expire as before."""
     set_mark(folder, UNCOPIED_NAME, is_set=is_uncopied)
+
+
+def _mark_time_s(folder: Path, name: str) -> float | None:
+    """Return the time of a mark; None if it is not there."""
+    with suppress(OSError):
+        return (folder / name).lstat().st_mtime
+    return None
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -70,6 +70,7 @@ def test_what_another_task_needs_makes_no_room(tmp_path: Path) -> None:
     os.utime(needed / FETCHED_NAME, (0, 0))
     folders.mark_needed(needed, 60)
 
+    folders = open_folders(tmp_path, clock)  # The agent is restarted.
     assert not capture(folders, new, 700)
     assert (first.exists(), needed.exists()) == (False, True)
 
