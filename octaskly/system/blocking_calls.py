@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 _Opened = TypeVar("_Opened")
+_Result = TypeVar("_Result")
 
 
 @asynccontextmanager
@@ -35,3 +36,16 @@ async def _close(
     await asyncio.wait((opening,))
     if opening.exception() is None:
         await asyncio.to_thread(close, opening.result())
+
+
+async def run_to_end(function: Callable[[], _Result]) -> _Result:
+    """Return the result of a blocking function, which runs in a thread.
+
+    If the caller is cancelled, it waits for the end of the function even so: nothing
+    else may use meanwhile what the function uses.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, function)
+    try:
+        return await asyncio.shield(running)
+    finally:
+        await asyncio.shield(asyncio.wait((running,)))

@@ -77,7 +77,7 @@ from octaskly.rest.tasks import (
 )
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.uploads import BlobUpload
-from octaskly.system.blocking_calls import opened_in_thread
+from octaskly.system.blocking_calls import opened_in_thread, run_to_end
 from octaskly.system.tls_transport import TlsTransport
 
 FILES_PATH: Final = "/api/v1/files"
@@ -414,7 +414,7 @@ async def _store_upload(
         async with opened_in_thread(start, BlobUpload.abort) as intake:
             sent_bytes = await receive_body(request, intake.write)
             if piece.start is None or intake.is_complete:
-                name = await asyncio.to_thread(intake.finish)
+                name = await run_to_end(intake.finish)
             return name or "", (piece.start or 0) + sent_bytes
 
 

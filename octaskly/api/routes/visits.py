@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from http import HTTPStatus
 
 from aiohttp import web
@@ -16,7 +15,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.rest.tasks import HeldTrees
 from octaskly.runner.files.output_copies import PushedArchive
-from octaskly.system.blocking_calls import opened_in_thread
+from octaskly.system.blocking_calls import opened_in_thread, run_to_end
 
 
 async def store_outputs(request: Request) -> web.StreamResponse:
@@ -41,7 +40,7 @@ async def store_outputs(request: Request) -> web.StreamResponse:
         async with opened_in_thread(open_outputs, PushedArchive.abort) as outputs:
             try:
                 await receive_body(request, outputs.write, outputs.wait_s)
-                await asyncio.to_thread(outputs.finish)
+                await run_to_end(outputs.finish)
             except OutputNotFound as error:
                 # It may be the visitor's at a new dispatcher, which it asks then.
                 raise Problem(503, NO_DISPATCHER, hint=error.message) from None

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from octaskly.system.blocking_calls import opened_in_thread
+from octaskly.system.blocking_calls import opened_in_thread, run_to_end
 
 
 @pytest.mark.parametrize("is_open", [True, False])
@@ -56,3 +56,27 @@ async def test_what_cannot_be_opened_is_not_closed() -> None:
             pass
 
     assert closed == []
+
+
+async def test_what_a_thread_uses_is_closed_only_afterwards() -> None:
+    """Even if the caller leaves while it is used."""
+    begins, goes_on, calls = threading.Event(), threading.Event(), list[str]()
+
+    def finish() -> None:
+        begins.set()
+        assert goes_on.wait(10.0)
+        calls.append("finished")
+
+    async def use() -> None:
+        async with opened_in_thread(str, lambda _: calls.append("closed")):
+            await run_to_end(finish)
+
+    using = asyncio.create_task(use())
+    await asyncio.to_thread(begins.wait, 10.0)
+    using.cancel()
+    await asyncio.wait((using,), timeout=0.05)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+
+    assert calls == ["finished", "closed"]
