@@ -47,7 +47,7 @@ def token() -> None:
 @click.option(
     "--subject",
     metavar="WHO",
-    help="Owner, as shown on tasks (default: the token's name).",
+    help="Owner of the tasks it submits (default: the token's name).",
 )
 @click.pass_obj
 def create(
