@@ -315,7 +315,10 @@ async def download_each(page: Page) -> None:
 async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
     mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """By HTTPS, without a warning: signed in, live, and able to submit a task."""
+    """By HTTPS, without a warning: signed in, live, and able to submit a task.
+
+    Machines are let in on the node itself only.
+    """
     node = mesh[1]
     secret = load_secret(node.state.parent / "mesh.key")
     authority = tmp_path / "ca.pem"
@@ -332,6 +335,10 @@ async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
         await form.get_by_label("Command").fill("echo over the LAN")
         await page.keyboard.press("Control+Enter")
         await expect(page.get_by_role("log")).to_contain_text("over the LAN")
+        await show(page, "nodes")
+        await expect(page.get_by_role("heading", name="ben")).to_be_visible()
+        for name in ("Find machines", "Invite a visitor"):
+            await expect(page.get_by_role("button", name=name)).to_have_count(0)
 
     assert code["lan_url"].startswith("https://")
 

@@ -24,12 +24,12 @@ export const session = signal(null);
 
 /**
  * What the token permits. The API decides; this only hides buttons that it would refuse.
- * Machines are let in by users of this node only, so not with a pasted token.
+ * Machines are let in by users of this node only, so not with a pasted token, nor by the LAN address.
  */
 export const may = {
   submit: computed(() => session.value?.role !== "viewer"),
   manage: computed(() => !["viewer", "client"].includes(session.value?.role)),
-  admit: computed(() => session.value?.role === "admin" && session.value.expires_at !== null),
+  admit: computed(() => session.value?.role === "admin" && session.value.expires_at !== null && location.protocol === "http:"),
 };
 
 /** Why there is no session, for the sign-in page. */
