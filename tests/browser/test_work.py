@@ -178,6 +178,32 @@ async def test_error_names_no_type_of_the_api(guest: Visitor, page: Page) -> Non
     await expect(wrong).to_have_text("expected an integer from 1 to 1048576")
 
 
+async def test_task_made_an_array_is_submitted_after_a_lost_answer(
+    guest: Visitor, page: Page
+) -> None:
+    """It is another task than the one that was sent before, perhaps in vain."""
+    guest.allow()
+
+    async def lose(route: Route) -> None:
+        await route.fetch()
+        await route.abort()
+
+    await page.route(f"**{TASKS}", lose, times=1)
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("echo {}")
+    await form.get_by_label("For each number").check()
+    await form.get_by_label("Numbers", exact=True).fill("1-2")
+    await form.get_by_label("Once").check()
+    await form.get_by_role("button", name="Submit").click()
+    await expect(form.get_by_role("alert")).to_contain_text("does not answer")
+
+    await form.get_by_label("For each number").check()
+    await form.get_by_role("button", name="Submit").click()
+
+    await expect(page.get_by_role("region", name="Members")).to_be_visible()
+
+
 async def drop(page: Page, *paths: Path) -> None:
     """Drop files and folders of this machine on the page, as a user does."""
     cable = await page.context.new_cdp_session(page)

@@ -84,6 +84,10 @@ function Form({ query }) {
     setTyped((before) => ({ ...before, [name]: value }));
     if (wrong?.name === name) setWrong(null);
   };
+  const choose = (value) => {
+    once.current = null;
+    setArray(value);
+  };
   const submit = async (event) => {
     event?.preventDefault();
     if (isBusy) return;
@@ -134,7 +138,7 @@ function Form({ query }) {
         ${show(COMMAND)}
         <fieldset class="many"><legend>How often</legend>
           ${ARRAYS.map(([value, label]) => html`<label key=${value}><input type="radio" name="array" value=${value} checked=${arrayOf === value}
-            onChange=${() => setArray(value)} /> ${label}</label>`)}</fieldset>
+            onChange=${() => choose(value)} /> ${label}</label>`)}</fieldset>
         ${arrayOf !== "" && html`<div class="fields">${show(ARRAY_FIELDS[arrayOf])}${show(ARRAY_FIELDS.max_fails)}</div>
           ${arrayOf === "items" && tree.files.size > 0 && html`<p class="each-file"><${Button} kind="small" onPress=${eachFile}>Use the ${plural(tree.files.size, "file")} below as items<//></p>`}`}
       </section>
