@@ -251,10 +251,10 @@ class Dispatcher:
             task = self._queue.admit_undurable(new_specs[0])
             if task is not None:
                 self._step.pin_until_durable(task)
-        waiting = len(runnable_specs) if task is None else 0
-        self._committing_count += waiting
+        unqueued_count = len(runnable_specs) if task is None else 0
+        self._committing_count += unqueued_count
         admit = partial(
-            self._admit, self._step.epoch, new_specs, runnable_specs, waiting
+            self._admit, self._step.epoch, new_specs, runnable_specs, unqueued_count
         )
         return self._commit_step(
             now,
@@ -267,14 +267,14 @@ class Dispatcher:
         epoch: Epoch,
         new_specs: Sequence[TaskSpec],
         runnable_specs: Sequence[TaskSpec],
-        waiting: int,
+        unqueued_count: int,
         now: Moment,
     ) -> list[Effect]:
         """Queue what was accepted in an epoch, now that it is durable.
 
-        So many of these tasks are not queued yet.
+        A task that has started already is not among those to be queued.
         """
-        self._committing_count -= waiting
+        self._committing_count -= unqueued_count
         self._admission.drop_durable_specs(new_specs)
         if not self.is_active:
             return []
