@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -51,6 +52,7 @@ class PendingEntries:
     def __init__(self, db: sqlite3.Connection, packer: Packer) -> None:
         self._db = db
         self._packer = packer
+        self._peer_floors: Mapping[StreamId, int] = {}
         self.has_any = False
         self.refresh()
 
@@ -59,8 +61,20 @@ class PendingEntries:
         found = self._db.execute("SELECT 1 FROM pending_entries LIMIT 1").fetchone()
         self.has_any = found is not None
 
+    @contextmanager
+    def above(self, floors: Mapping[StreamId, int]) -> Iterator[None]:
+        """Read only entries above the floors of the peer whose rows are merged.
+
+        The others are not in its rows either.
+        """
+        self._peer_floors = floors
+        try:
+            yield
+        finally:
+            self._peer_floors = {}
+
     def read_entries_about(self, tasks: Iterable[TaskId]) -> Iterator[PendingEntry]:
-        """Yield the entries about these tasks above the floor."""
+        """Yield the entries about these tasks above the floors."""
         for some in rows.split_for_parameters(tasks if self.has_any else ()):
             for stream, seq, hlc, body, output in self._db.execute(
                 "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
@@ -69,6 +83,8 @@ class PendingEntries:
                 " AND seq > floor_seq",
                 some,
             ).fetchall():
+                if seq <= self._peer_floors.get(stream, 0):
+                    continue
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
                 assert not isinstance(fact, (*MESH_FACTS, *RANGE_FACTS)), (
                     "only facts about single tasks are pending"
@@ -76,16 +92,21 @@ class PendingEntries:
                 yield PendingEntry(stream, seq, hlc, fact, output, is_stored=True)
 
     def read_members_of(self, array: TaskId) -> set[TaskId]:
-        """Return the members of an array that have pending entries."""
+        """Return the members of an array that have pending entries above the floors."""
         if not self.has_any:
             return set()
         name = array.partition("~")[0]
         found = self._db.execute(
-            "SELECT task_id FROM pending_entries"
-            " WHERE task_id > ? || '.' AND task_id < ? || '/'",
+            "SELECT task_id, stream, seq FROM pending_entries"
+            " JOIN streams USING (stream)"
+            " WHERE task_id > ? || '.' AND task_id < ? || '/' AND seq > floor_seq",
             (name, name),
         )
-        return {id_ for (id_,) in found if array_of(id_) == array}
+        return {
+            task
+            for task, stream, seq in found
+            if array_of(task) == array and seq > self._peer_floors.get(stream, 0)
+        }
 
     def update_entries(
         self, held: Iterable[PendingEntry], applied: Iterable[PendingEntry]

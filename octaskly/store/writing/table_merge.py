@@ -182,23 +182,22 @@ class TableWriter:
     ) -> None:
         """Merge rows of tasks, or of members whose arrays are already merged."""
         floors = self._floors_of_peer(item)
-        touched = self._fetch_tasks(dict.fromkeys(row.record.id for row in some))
-        for row in some:
-            task_id = row.record.id
-            task = touched[task_id]
-            if task.is_superseded_by(row, floors):
-                # The id was reused: the peer has purged the task that we still have.
-                if task.key is None:
-                    continue  # The part has the id twice; no correct node sends this.
-                purge.delete_tasks(self._db, [task.key])
-                task = touched[task_id] = ProjectedTask()
-                task.pending = list(self._pending_entries.read_entries_about([task_id]))
-            # Entries below the floor of the peer are not in its row either.
-            known = task.pending or ()
-            task.pending = [e for e in known if e.seq > floors.get(e.stream, 0)]
-            if task.array is None or task.spec is not None:
-                self._projection.apply_row(task, row)
-        self._apply_new_arrays(touched)
+        with self._pending_entries.above(floors):
+            touched = self._fetch_tasks(dict.fromkeys(row.record.id for row in some))
+            for row in some:
+                task_id = row.record.id
+                task = touched[task_id]
+                if task.is_superseded_by(row, floors):
+                    # The id was reused: the peer has purged the task we still have.
+                    if task.key is None:
+                        continue  # The part has the id twice; no correct node does so.
+                    purge.delete_tasks(self._db, [task.key])
+                    task = touched[task_id] = ProjectedTask()
+                    entries = self._pending_entries.read_entries_about([task_id])
+                    task.pending = list(entries)
+                if task.array is None or task.spec is not None:
+                    self._projection.apply_row(task, row)
+            self._apply_new_arrays(touched)
         self._projection.write_outputs()
         self._write_tasks(touched, _times_in(some, staged_ms))
         self._update_cache(touched)
