@@ -241,7 +241,11 @@ def render_member(record: TaskRecord) -> dict[str, Any]:
 def check_id(array: str | msgspec.UnsetType) -> None:
     """Refuse an id that a member of another array could have."""
     if array is not msgspec.UNSET and split_member_name(array) is not None:
-        raise InvalidField("id", f"`{array}` would be a member of an array")
+        raise InvalidField(
+            "id",
+            f"`{array}` would be a member of an array",
+            expected="one without a `.` and a number at its end",
+        )
 
 
 def _parse_range(text: str) -> ArraySpec:

@@ -138,8 +138,7 @@ FIELD_HINTS: Final = {
     "timeout": 'an integer from 1 to 86400 (seconds), or "none"',
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths or globs",
-    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -, for an array without"
-    " a `.` and a number at its end",
+    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
     "durability": "normal or strict",
     "fail_fast": "true or false",
     "trees": "an array of objects with sha256 and node",
