@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from heapq import merge
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
+from octaskly.core.model.tasks import Outcome
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
     RANGE_ROWS_MAX,
@@ -37,7 +38,10 @@ LAG_ENTRIES: Final = 200_000  #: a lag up to this is always sent as entries
 ENTRIES_PER_TASK: Final = 2  #: more entries per task are sent as rows
 
 OUTPUT_BYTES_MAX: Final = 2 << 20
-"""Of all outputs in one row: those of one attempt, beside which a large spec fits."""
+"""Of all outputs in one row: those of one attempt, beside which a large spec fits.
+
+Lists of files count as well, with the most bytes that their paths may have.
+"""
 
 _PAGE: Final = 64
 _RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
@@ -192,26 +196,36 @@ def _rows(
     )
 
 
-def _outputs_of_row(
+def _fitting_row(
     db: sqlite3.Connection, record: TaskRecord, outputs: Mapping[AttemptId, int]
-) -> Mapping[AttemptId, int]:
-    """Return the outputs that fit into a row, which is a part of one frame.
+) -> TaskRecord:
+    """Return a record with outputs that fit into a row, which is a part of one frame.
 
-    That of the attempt that people see always fits. Of the others, the latest are kept.
+    The attempt that people see always has its output, and the list of its files. Of the
+    others, the latest have theirs.
     """
-    if len(outputs) <= 1:
-        return outputs
+    if len(record.attempts) <= 1:
+        return queries.with_outputs(db, record, outputs)
     deciding = record.deciding_attempt
     shown = None if deciding is None else deciding.id
-    kept: dict[AttemptId, int] = {}
+    attempts = sorted(record.attempts, key=lambda each: (each.id == shown, each.id))
     left = OUTPUT_BYTES_MAX
-    for attempt in sorted(outputs, key=lambda id_: (id_ == shown, id_), reverse=True):
-        output = rows.read_output(db, outputs[attempt])
-        left -= sum(map(len, output))
-        if left < 0 and kept:
-            break
-        kept[attempt] = outputs[attempt]
-    return kept
+    fitting = []
+    for attempt in reversed(attempts):
+        whole = attempt
+        if left > 0 and attempt.id in outputs:
+            output = rows.read_output(db, outputs[attempt.id])
+            whole = rows.with_output(attempt, output)
+        if whole.outcome is not None:
+            left -= whole.outcome.size_bytes
+            if left < 0 and attempt.id != shown:
+                whole = replace(whole, outcome=_without_outputs(whole.outcome))
+        fitting.append(whole)
+    return replace(record, attempts=tuple(sorted(fitting, key=attrgetter("id"))))
+
+
+def _without_outputs(outcome: Outcome) -> Outcome:
+    return replace(outcome, stdout=b"", stderr=b"", outputs=())
 
 
 def _task_rows(
@@ -226,8 +240,7 @@ def _task_rows(
         ).fetchall()
         records = arrays.raw_records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
-            some = _outputs_of_row(db, record, outputs)
-            whole = queries.with_outputs(db, record, some)
+            whole = _fitting_row(db, record, outputs)
             *times, stored_ms = row[-5:]
             age_ms = ages.age_ms(row[-6], stored_ms)
             yield row[0], TaskRow(whole, SubmissionTimes(*times), row[-6], age_ms)
