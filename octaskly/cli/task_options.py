@@ -445,6 +445,11 @@ def _check_options(fields: DraftFields, sent: SentPaths, *, is_here: bool) -> No
     parents = fields["after"] or fields["outputs_of"]
     if fields["on"] in ("failure", "any") and not parents:
         raise click.UsageError(f"--after-on {fields['on']} needs --after")
+    codes = [cause for cause in fields["retry_on"] or () if isinstance(cause, int)]
+    if codes and not fields["retries"]:
+        raise click.UsageError(f"--retry-on {codes[0]} needs --retries")
+    if fields["visitors_min"] and not fields["visitors"]:
+        raise click.UsageError("--visitors-min needs --visitors")
     if sent.includes_ignored and not sent.paths:
         raise click.UsageError("--in-all needs a folder: --in DIR")
     if not is_here:

@@ -296,6 +296,16 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             "error: --after-on any needs --after\n  hint: octaskly submit --help\n",
         ),
         (
+            ["run", "--retry-on", "75", "--in", "greet", "--", "true"],
+            2,
+            "error: --retry-on 75 needs --retries\n  hint: octaskly run --help\n",
+        ),
+        (
+            ["run", "--visitors-min", "60", "--in", "greet", "--", "true"],
+            2,
+            "error: --visitors-min needs --visitors\n  hint: octaskly run --help\n",
+        ),
+        (
             ["run", "--cwd", "src/../..", "--in", "greet", "--", "true"],
             2,
             (
