@@ -619,7 +619,8 @@ async def test_impossible_task_is_edited_and_resubmitted(
 ) -> None:
     """The form shows its requirements, and the excessive one is removed."""
     labels = {"team": "red", "film": "intro"}
-    task = submit(mesh[0], "echo ran", labels=labels, requires={"gpus": 2})
+    fields = {"labels": labels, "grace": 0, "requires": {"gpus": 2}}
+    task = submit(mesh[0], "echo ran", **fields)
     await show(page, "tasks", task)
     await expect(
         page.get_by_text("Will not start until a node with 2 GPUs joins")
@@ -632,7 +633,7 @@ async def test_impossible_task_is_edited_and_resubmitted(
     await expect(page.get_by_role("log")).to_contain_text("ran")
 
     again = task_of(mesh[0], page.url.rpartition("/")[2])
-    assert (again["labels"], again["timeout"]) == (labels, 3600)
+    assert (again["labels"], again["timeout"], again["grace"]) == (labels, 3600, 0)
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
