@@ -23,6 +23,7 @@ import pytest
 
 import octaskly
 from octaskly.executor import call_runner
+from octaskly.runner.blobs.blob_index import BOOT_NAME
 from octaskly.runner.interpreters import find_interpreters
 from tests.support.agents import TASKS, Agent, until
 
@@ -331,8 +332,10 @@ def test_inputs_are_lent_and_an_edited_one_is_an_error(
 
 
 def files_of(agent: Agent) -> set[str]:
+    """Return the files that are stored; the first use of the store adds one more."""
     folder = agent.state / "files"
-    return {p.name for p in folder.iterdir()} if folder.exists() else set()
+    names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+    return names - {BOOT_NAME}
 
 
 def test_a_waiting_future_can_be_cancelled(
