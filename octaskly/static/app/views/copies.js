@@ -14,7 +14,7 @@ export function asked(task) {
   if (task.timeout !== 3600) body.timeout = task.timeout ?? "none";
   const plain = ["name", "call", "cwd", "workdir", "notify_url", "priority", "retries", "visitors_min"];
   for (const name of plain) if (task[name]) body[name] = task[name];
-  if (task.grace !== null) body.grace = task.grace; // 0 is none.
+  if (typeof task.grace === "number") body.grace = task.grace; // 0 counts.
   // With variables, the API shows that visitors may run it only if they may see them.
   if (task.visitors) body.visitors = Object.keys(task.env ?? {}).length ? "with-env" : true;
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
