@@ -21,7 +21,7 @@ from octaskly.runner.blobs.uploads import STORED_MODE, PartialFiles
 from octaskly.runner.output.captured_contents import CapturedContents
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-BOOT_NAME: Final = "boot"  #: of the file with the id of the boot that was seen last
+BOOT_NAME: Final = "boot.id"  #: of the file with the id of the boot that was seen last
 _SUSPECT_MODE: Final = 0o400
 _PARTIAL_NAME: Final = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 
