@@ -622,6 +622,12 @@ def in_small_folder(agent: DemoAgent, home: Path, script: str) -> Call:
     )
 
 
+def said_by(done: Call) -> list[str]:
+    """Return the lines on stderr, but for those about waiting."""
+    lines = done.stderr.splitlines()
+    return [line for line in lines if not line.startswith("queued: ")]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 def test_a_full_disk_here_is_said_and_nothing_is_half_done(
     agent: DemoAgent, home: Path
@@ -637,7 +643,7 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
         " octaskly fetch last --json >fetched; echo $?; wc -c <c; rm fetched; ls -A",
     )
 
-    said = done.stderr.splitlines()
+    said = said_by(done)
     assert done.stdout.split() == [
         *("125", "new", "old", "a", "ballast", "c"),
         *("1", "0", "700000", "a", "c"),
@@ -646,7 +652,7 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
     hint = r"  hint: octaskly fetch task-\S+    when there is space"
     ended = r"no longer fetching; to continue with: octaskly fetch task-\S+"
     expected = f"{ended}\n{full}\n{hint}\n{full}\n{hint}"
-    found = "\n".join(line for line in said if not line.startswith("queued: "))
+    found = "\n".join(said)
     assert re.fullmatch(expected, found), done.stderr
 
 
@@ -663,9 +669,7 @@ def test_map_goes_on_if_the_outputs_of_an_item_cannot_be_placed(
     )
 
     assert done.stdout.split() == ["125", "5"]
-    said = [
-        line for line in done.stderr.splitlines() if not line.startswith("queued: ")
-    ]
+    said = said_by(done)
     full = r"error: task-\S+\.0: the disk of this machine has no space for 9000000"
     assert re.fullmatch(full, said[0]), said
 
@@ -703,9 +707,7 @@ def test_a_full_disk_for_stdin_is_said_and_no_task_is_left(
     )
 
     assert done.stdout.split() == ["125", "500"]
-    said = [
-        line for line in done.stderr.splitlines() if not line.startswith("queued: ")
-    ]
+    said = said_by(done)
     assert said == [
         f"error: this machine cannot store stdin in {home}: No space left on device",
         "  hint: TMPDIR=/var/tmp octaskly run ...    stores it elsewhere",

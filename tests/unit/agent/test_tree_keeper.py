@@ -140,20 +140,33 @@ def view(me: NodeId = ME) -> MeshView:
     return made
 
 
+def keeper_of(
+    fetches: Fetches,
+    store: TaskInputs | None = None,
+    *,
+    mesh: MeshView | None = None,
+    sizes: Sizes | None = None,
+    ended: Ended | None = None,
+    warnings: Warnings | None = None,
+) -> TreeKeeper:
+    """Return a keeper that copies no outputs."""
+    return TreeKeeper(
+        cast("Store", store),
+        mesh or view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),
+        (sizes or Sizes()).size,
+        (ended or Ended()).locate,
+        cast("Logger", warnings or Warnings()),
+    )
+
+
 async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None:
     """By node, whatever the page in which a tree was read; by name or by id."""
     mine, theirs, more = tree_at("ana", "1"), tree_at(OTHER, "2"), tree_at(OTHER, "3")
     stdin = InputBlob(BlobRef(sha256="4" * 64, node="ana"), is_tree=False)
     fetches = Fetches()
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs({mine, theirs}, {theirs, more, stdin})),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches, TaskInputs({mine, theirs}, {theirs, more, stdin}))
 
     await keeper.keep_needed_files()
 
@@ -175,14 +188,8 @@ async def test_copies_are_kept_while_the_node_that_a_task_names_is_gone(
     stdin = InputBlob(BlobRef(sha256="3" * 64, node="cy"), is_tree=False)
     fetches, warnings = Fetches(), Warnings()
     fetches.refusals = ["cy: it is not in the mesh now"]
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs({tree, lent}, {stdin})),
-        view(me),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", warnings),
+    keeper = keeper_of(
+        fetches, TaskInputs({tree, lent}, {stdin}), mesh=view(me), warnings=warnings
     )
 
     assert await keeper.keep_needed_files() == (me == OTHER)
@@ -202,15 +209,7 @@ async def test_a_standby_keeps_its_copies_unasked() -> None:
         loop.call_soon_threadsafe(is_kept.set)
 
     fetches.keep_copies = keep_copies  # type: ignore[method-assign]
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs({tree}, set())),
-        view(OTHER),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches, TaskInputs({tree}, set()), mesh=view(OTHER))
 
     running = asyncio.create_task(keeper.run())
     async with asyncio.timeout(WAIT_S_MAX):
@@ -227,15 +226,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
         for number in range(count)
     }
     fetches = Fetches()
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs(trees, set())),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches, TaskInputs(trees, set()))
 
     await keeper.keep_needed_files()
 
@@ -248,15 +239,7 @@ async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
     """Also of those that a client lends, which no node is asked to keep."""
     kept, lent = tree_at("ana", "1"), tree_at("ben", "2", is_lent=True)
     fetches, sizes = Fetches(), Sizes()
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs({kept}, {lent})),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        sizes.size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches, TaskInputs({kept}, {lent}), sizes=sizes)
 
     running = asyncio.create_task(keeper.run())
     await sizes.has_some.wait()
@@ -275,15 +258,7 @@ async def test_a_dispatcher_keeps_inputs_as_soon_as_its_epoch_starts(
     monkeypatch.setattr(tree_keeper, "CHECK_S_MIN", 3600.0)
     kept = tree_at("ana", "1")
     fetches, sizes, mesh = Fetches(), Sizes(), view()
-    keeper = TreeKeeper(
-        cast("Store", TaskInputs({kept}, set())),
-        mesh,
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        sizes.size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches, TaskInputs({kept}, set()), mesh=mesh, sizes=sizes)
     mesh.on_epoch_start = keeper.note_epoch_start
     mesh.on_published(PublishMeshState(mesh.epoch, ME, False, mesh.roster))
     running = asyncio.create_task(keeper.run())
@@ -319,15 +294,7 @@ class Ended:
 def keeper_of_outputs(needed: set[str], ended: Ended, fetches: Fetches) -> TreeKeeper:
     store = TaskInputs(set(), set())
     store.outputs_of = needed
-    return TreeKeeper(
-        cast("Store", store),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),  # Nothing is copied.
-        Sizes().size,
-        ended.locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    return keeper_of(fetches, store, ended=ended)
 
 
 async def test_outputs_that_unfinished_tasks_get_are_kept() -> None:
@@ -385,15 +352,7 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
     """Two nodes must have the files: the one that they were sent to, and another."""
     fetches, warnings = Fetches(), Warnings()
     fetches.failures = ["no room"]
-    keeper = TreeKeeper(
-        cast("Store", None),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", warnings),
-    )
+    keeper = keeper_of(fetches, warnings=warnings)
 
     if nodes is None:
         with pytest.raises(OutputNotFound, match="no room"):
@@ -418,15 +377,7 @@ async def test_standbys_are_asked_in_threads_that_do_not_answer_them() -> None:
         await asyncio.to_thread(is_answered.set)
 
     fetches.ask_to_hold = ask_to_hold  # type: ignore[assignment, method-assign]
-    keeper = TreeKeeper(
-        cast("Store", None),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", Warnings()),
-    )
+    keeper = keeper_of(fetches)
 
     nodes, _ = await asyncio.gather(
         keeper.replicate_input(tree_at("ana", "1")),
@@ -441,15 +392,7 @@ async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:
     fetches = Fetches()
     fetches.no_room = DiskFull("the disk is full", hint="free some")
     fetches.refusals = ["ben: no room either"]
-    keeper = TreeKeeper(
-        cast("Store", None),
-        view(),
-        cast("BlobFetcher", fetches),
-        cast("OutputCopies", None),
-        Sizes().size,
-        Ended().locate,
-        cast("Logger", None),  # Nothing is logged.
-    )
+    keeper = keeper_of(fetches)
 
     with pytest.raises(DiskFull) as caught:
         await keeper.replicate_input(tree_at("cy", "1"))
