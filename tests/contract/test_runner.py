@@ -134,7 +134,7 @@ async def test_attempts_of_a_leaving_node_are_returned(bench: Bench) -> None:
 
 
 async def test_only_attempts_that_wait_are_returned(bench: Bench) -> None:
-    """What has started goes on, and its end counts."""
+    """An attempt that has started goes on, and its end counts."""
     items = [attempt(f"t{n}", "sleep 0.5") for n in range(6)]
     bench.runner.start_attempts(items)
     names = [(spec.id, name) for name, spec in items]

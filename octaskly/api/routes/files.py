@@ -195,7 +195,7 @@ async def upload_pack(request: Request) -> web.StreamResponse:
     files, reader = request.files.store, PackReader()
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
-    # A pack may name one small file again and again; no more keepers are known.
+    # Bounded, as a pack may repeat one small file; no more keepers are remembered.
     new: deque[str] = deque(maxlen=file_keepers.FILES_MAX)
     held: deque[str] = deque(maxlen=file_keepers.FILES_MAX)
 

@@ -107,7 +107,9 @@ class ForgottenOutputs:
                 is_releasing = await self._keep_inputs()
             async with asyncio.TaskGroup() as group:
                 for node in self._other_nodes() if has_news else ():
-                    group.create_task(self._wake_node(node, is_releasing))
+                    group.create_task(
+                        self._wake_node(node, may_release_inputs=is_releasing)
+                    )
                 look = group.create_task(self.delete_forgotten())
                 if is_releasing:
                     await asyncio.to_thread(self._fetcher.blob_store.release_unused)
@@ -153,7 +155,7 @@ class ForgottenOutputs:
             raise HolderUnreachable("it named outputs that were not asked for")
         return answer
 
-    async def _wake_node(self, node: Holder, may_release_inputs: bool) -> None:  # noqa: FBT001
+    async def _wake_node(self, node: Holder, *, may_release_inputs: bool) -> None:
         body = {"may_release_inputs": may_release_inputs}
         async with self._telling:
             with suppress(*_FAILURES):  # It looks later by itself.

@@ -531,7 +531,7 @@ async def test_a_late_log_repeats_the_end_of_an_array(
 async def test_the_end_of_an_array_follows_the_repeated_ends_of_its_members(
     bench: Bench, late: str
 ) -> None:
-    """Who stops reading there has seen how each member ended."""
+    """A client that stops reading at the end of the array misses no other end."""
     array = kit.task_id(5)
     members = [TaskId(f"{array}.{n}") for n in range(2)]
     await bench.add(kit.submitted(5, options=TaskOptions(array=ArraySpec(count=2))))

@@ -136,9 +136,9 @@ def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_agent_left_takes_no_room(tmp_path: Path) -> None:
-    """Outputs without a manifest, and copies that have not arrived: nobody gets them.
+    """Nobody can fetch outputs without a manifest, nor a part of a copy.
 
-    Nobody can fetch them either, so they would fill the quota until the retention.
+    They would fill the quota until the retention.
     """
     folder, other = tmp_path / "task" / "1-1-1-1", tmp_path / "other" / "1-1-1-1"
     assert capture(open_folders(tmp_path), folder, 300)

@@ -64,7 +64,7 @@ async def test_many_consecutive_members_are_a_range(
 async def test_many_members_with_gaps_are_refused_with_their_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client can submit these ranges, of which the largest are named first."""
+    """The error names the largest ranges first, and the client can submit these."""
     monkeypatch.setattr(rerun, "ITEMS_MAX", 3)
 
     with pytest.raises(NothingToRetry) as refused:
