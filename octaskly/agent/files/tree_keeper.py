@@ -145,7 +145,8 @@ class TreeKeeper:
     async def keep_needed_files(self, *, are_inputs_due: bool = True) -> bool:
         """Have the holders of files keep those that unfinished tasks name.
 
-        A standby keeps only its own copies of inputs.
+        A standby keeps only its own copies of inputs. A follower keeps nothing: the
+        dispatcher asks it for what it has to keep.
 
         Returns:
             False if some inputs are perhaps not kept.
