@@ -86,7 +86,7 @@ class Round:
         return {place.name.removeprefix("on-") for place in self.notes.glob("on-*")}
 
     def open_gate(self, item: str = "") -> None:
-        """Let the tasks go on, or only that of an item."""
+        """Let the tasks go on, or only that of an item by its number, from 1."""
         (self.notes / f"gate{item}").touch()
 
 
@@ -159,7 +159,7 @@ class FileKills:
             flags += ["--on", self._victim.name]
         # A task whose own disk is full leaves no output half written.
         wait = (
-            f"set -e; touch {notes}/on-$OCTASKLY_NODE;"
+            f"set -e; touch {notes}/on-$OCTASKLY_NODE {notes}/item{{#}};"
             f" until test -e {notes}/gate -o -e {notes}/gate{{#}}; do sleep 0.05; done"
         )
         if command == "map":
@@ -312,11 +312,12 @@ class FileKills:
         """
         wait_until("a task runs", one.hosts_with_tasks, within_s=COMMAND_S)
         if one.command == "map":
-            one.open_gate("1")
-            first = next(iter(one.expected))
+            # Not that of the first item: it may wait for a slot that another one has.
+            number = min(one.notes.glob("item*")).name.removeprefix("item")
+            one.open_gate(number)
             wait_until(
-                "the first output is here",
-                (one.folder / first).exists,
+                "its output is here",
+                (one.folder / list(one.expected)[int(number) - 1]).exists,
                 within_s=COMMAND_S,
                 every_s=0.01,
             )
