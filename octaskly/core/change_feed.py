@@ -13,7 +13,7 @@ Source: docs/explanation/events.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Self
 
 from msgspec import Struct
@@ -23,8 +23,8 @@ from octaskly.core.log.facts import (
     Assigned,
     Decided,
     Entry,
-    Fact,
     Finished,
+    Notified,
     Submitted,
     TaskCancelled,
 )
@@ -105,37 +105,22 @@ class FeedCursor:
         self.hlc = hlc
         self._retired_digest = retired_digest
         self.vector: Vector = dict(vector)
-        self.corrected_ends: dict[TaskId, TaskEvent] = {}
-        """Ends that the reader has yet to get, at the latest once it has read all.
-
-        The other side of a network split may continue a task that had ended here. A
-        late log may have facts about an array that had ended.
-        """
-        self._owed_members: dict[TaskId, int] = {}  #: number of these ends, by array
+        self.owed_ends: set[TaskId] = set()
+        """Tasks with webhooks whose end the reader has yet to get: see `read_page`."""
         self._stream = stream
         self._digest: str | None = None
 
-    def owe_end(self, end: TaskEvent) -> None:
-        """Note that the reader has yet to get the end of a task."""
-        task = end.record.id
-        array = None if task in self.corrected_ends else array_of(task)
-        if array is not None:
-            self._owed_members[array] = self._owed_members.get(array, 0) + 1
-        self.corrected_ends[task] = end
+    def copy(self) -> FeedCursor:
+        """Return a cursor at the same place, which advances by itself."""
+        copy = FeedCursor(self.hlc, self.vector, self._stream, self._retired_digest)
+        copy.owed_ends = set(self.owed_ends)
+        copy._digest = self._digest
+        return copy
 
-    def take_end(self, task: TaskId) -> TaskEvent | None:
-        """Remove and return the end of a task, if the reader has yet to get it."""
-        end = self.corrected_ends.pop(task, None)
-        array = None if end is None else array_of(task)
-        if array is not None:
-            self._owed_members[array] -= 1
-            if not self._owed_members[array]:
-                del self._owed_members[array]
-        return end
-
-    def owes_only_array(self, array: TaskId) -> bool:
-        """Return True if it has yet to get the end of an array, but of no member."""
-        return array in self.corrected_ends and array not in self._owed_members
+    def is_level_with(self, other: FeedCursor) -> bool:
+        """Return True if both readers get the same items from now on."""
+        mine, others = ((c.position, c.vector, c.owed_ends) for c in (self, other))
+        return mine == others
 
     @property
     def position(self) -> FeedPosition:
@@ -225,11 +210,12 @@ class TaskEvent(Struct, frozen=True):
     attempt: Attempt | None = None  #: attempt that caused the state
 
 
-class EndedArray(NamedTuple):
-    """An array whose members have ended, and whose processes have exited."""
+class EndedTask(NamedTuple):
+    """A task that has ended. The processes of an array have exited, too."""
 
     record: TaskRecord
     last_change_hlc: int  #: timestamp of the latest fact about it or a member
+    is_notified: bool  #: that fact may be the one that its webhook was sent
 
 
 class FeedPage(Struct, frozen=True):
@@ -237,7 +223,7 @@ class FeedPage(Struct, frozen=True):
 
     items: tuple[tuple[Entry, TaskRecord], ...]
     """Entries about known tasks, with the current record of each task."""
-    ended_arrays: Mapping[TaskId, EndedArray]  #: among these tasks or of their members
+    ended: Mapping[TaskId, EndedTask]  #: among these tasks and their arrays
     reached: VectorItems  #: last entry read of each stream on the page
     has_more: bool
     is_whole: bool  #: no entry in its range was deleted before it was read
@@ -262,6 +248,90 @@ class FeedItem(Struct, frozen=True):
 
     content: FeedContent | None  #: None: only a new position
     position: FeedPosition | None = None  #: None: the previous position stays
+
+
+def read_page(page: FeedPage, cursor: FeedCursor) -> list[FeedItem]:
+    """Return the items of a page of the log, and advance the cursor past it.
+
+    The other half of a split may continue a task that had ended here, and a late log
+    may have facts about an array that had ended. So each end is sent again behind the
+    latest fact about its task, unless the client has just received it.
+    """
+    items = [] if page.is_whole else [FeedItem(FeedGap())]
+    ends = _PageEnds(page, cursor)
+    for entry, record in page.items:
+        can_resume = cursor.advance_past(entry)
+        event = task_event_of(entry, record)
+        events = [] if event is None else [event]
+        events += ends.due_behind(entry, record, event)
+        for each in events:
+            # A client may resume only after the last event of an entry.
+            is_last = each is events[-1] and not cursor.owed_ends
+            place = cursor.position if can_resume and is_last else None
+            items.append(FeedItem(each, place))
+    for stream, seq in page.reached:
+        cursor.skip_entries(stream, seq)
+    return items
+
+
+class _PageEnds:
+    """The ends that are due behind the entries of a page."""
+
+    def __init__(self, page: FeedPage, cursor: FeedCursor) -> None:
+        self._page = page
+        self._cursor = cursor
+        self._shown: set[TaskId] = set()  #: tasks whose latest event was their end
+        self._owed: set[TaskId] = set()  #: until the last entry about them
+        self._last: dict[TaskId, Entry] = {}
+        """Last entry about a task, or about an array or one of its members."""
+        for entry, record in page.items:
+            self._last[record.id] = self._last[_top_of(record)] = entry
+
+    def due_behind(
+        self, entry: Entry, record: TaskRecord, event: TaskEvent | None
+    ) -> Iterator[TaskEvent]:
+        """Yield the end of a task, then that of its array, if they are due."""
+        if event is not None and event.state.is_final:
+            self._shown.add(record.id)
+            self._settle(record.id)
+        elif event is not None:
+            self._shown.discard(record.id)
+        for task in dict.fromkeys((record.id, _top_of(record))):
+            end = self._page.ended.get(task)
+            if end is not None and not isinstance(entry.fact, Notified):
+                self._owe(task, end)
+            if entry is self._last[task]:
+                yield from self._take_end(task, end, wall_ms_of(entry.hlc))
+
+    def _owe(self, task: TaskId, end: EndedTask) -> None:
+        if task not in self._shown:
+            # Only the entries of others show by themselves that the end is due.
+            owed = self._cursor.owed_ends if end.is_notified else self._owed
+            owed.add(task)
+
+    def _take_end(
+        self, task: TaskId, end: EndedTask | None, at_ms: int
+    ) -> Iterator[TaskEvent]:
+        """Yield the end of a task, if it is due behind the last entry about it."""
+        is_owed = task in self._owed or task in self._cursor.owed_ends
+        is_latest = end is not None and self._is_latest(end)
+        if end is not None and is_owed and is_latest:
+            yield end_event(end.record, at_ms)
+        if end is None or is_latest:
+            self._settle(task)
+
+    def _settle(self, task: TaskId) -> None:
+        self._owed.discard(task)
+        self._cursor.owed_ends.discard(task)
+
+    def _is_latest(self, end: EndedTask) -> bool:
+        """Return True if the reader has read all facts about an ended task."""
+        return end.last_change_hlc <= self._cursor.hlc or not self._page.has_more
+
+
+def _top_of(record: TaskRecord) -> TaskId:
+    """Return the array of a member, or the task itself."""
+    return array_of(record.id) or record.id
 
 
 def task_event_of(entry: Entry, record: TaskRecord) -> TaskEvent | None:
@@ -323,14 +393,6 @@ def _attempt_event(
             # returned this one, the task is not queued again.
             return end_event(record, at_ms)
     return _task_event(record, state, at_ms, attempt)
-
-
-def may_end_array(fact: Fact) -> bool:
-    """Return True if a fact about an array or a member may change how it ends.
-
-    The fact that its webhook was sent does not, for example.
-    """
-    return isinstance(fact, Finished | TaskCancelled | Decided)
 
 
 def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:

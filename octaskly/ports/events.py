@@ -38,7 +38,7 @@ class EventSubscription(Protocol):
     """One subscription to the change feed."""
 
     async def next_items(self) -> Sequence[FeedItem]:
-        """Wait for the next items; raise NotDispatcher if this reader is too slow."""
+        """Wait for the next items."""
 
 
 class EventSource(Protocol):

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.change_feed import EndedArray, FeedPage, StreamExtent
+from octaskly.core.change_feed import EndedTask, FeedPage, StreamExtent
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import member_entries
@@ -101,7 +101,7 @@ def read_feed_page(
         for entry in entries
         if entry.fact.task in records
     )
-    ended = _ended_arrays(db, records)
+    ended = _ended_tasks(db, records)
     return FeedPage(items, ended, tuple(sorted(reached.items())), has_more, is_whole)
 
 
@@ -140,27 +140,28 @@ def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, Task
     }
 
 
-def _ended_arrays(
+def _ended_tasks(
     db: sqlite3.Connection, records: Mapping[TaskId, TaskRecord]
-) -> dict[TaskId, EndedArray]:
-    """Return the arrays among these that have ended.
+) -> dict[TaskId, EndedTask]:
+    """Return the tasks and arrays among these that have ended.
 
     After a cancellation by force, an array has ended once its processes have exited.
     """
-    final = (
-        task
-        for task, record in records.items()
-        if record.progress is not None and record.state.is_final
-    )
+    final = [task for task, record in records.items() if record.state.is_final]
     ended = {}
     for some in rows.split_for_parameters(final):
-        for task, hlc in db.execute(
-            "SELECT id, last_change_hlc FROM tasks JOIN arrays ON arrays.task ="  # noqa: S608
-            " tasks.key WHERE (cancelled_by IS NULL OR live = 0)"
+        for task, hlc, notify in db.execute(
+            "SELECT id, last_change_hlc, notify FROM tasks"  # noqa: S608
+            " LEFT JOIN arrays ON arrays.task = tasks.key"
+            " WHERE (cancelled_by IS NULL OR ifnull(live, 0) = 0)"
             f" AND id IN ({rows.placeholders(len(some))})",
             some,
         ):
-            ended[task] = EndedArray(records[task], hlc)
+            is_notified = notify == rows.NOTIFIED
+            ended[task] = EndedTask(records[task], hlc, is_notified)
+    for each in member_ranges.rows_by_id(db, (t for t in final if t not in ended)):
+        member = records[each.row[1]]
+        ended[member.id] = EndedTask(member, each.last_change_hlc, is_notified=False)
     return ended
 
 
