@@ -1,6 +1,6 @@
 """Transfer of the role of dispatcher: asks one successor after another to claim.
 
-A dispatcher transfers its role when its node stops, or when its disk fails.
+A dispatcher transfers its role when its node stops, or when its disk or API fails.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ class DispatcherTransfer:
         self._asked_at_s = self._transferred_epoch = None
 
     def ask_next_successor(
-        self, now: Moment, *, must_be_in_sync: bool = False
+        self, now: Moment, *, must_be_in_sync: bool = False, must_serve: bool = False
     ) -> list[Effect] | None:
         """Ask the next successor, or wait for the latest; None: no successor is left.
 
         Args:
             now: Both clocks.
             must_be_in_sync: Ask only a standby that has acknowledged everything,
-            because this node's own disk fails.
+                because this node's own disk may fail.
+            must_serve: Ask only a node whose API works, because that of this node does
+                not: what makes one API fail often makes all fail.
         """
         dispatcher_epoch = self._election.dispatcher_epoch
         assert dispatcher_epoch is not None
@@ -69,7 +71,9 @@ class DispatcherTransfer:
             return []
         self._asked_at_s = self._transferred_epoch = None
         successor = self._best_successor(
-            dispatcher_epoch, now, must_be_in_sync=must_be_in_sync
+            *(dispatcher_epoch, now),
+            must_be_in_sync=must_be_in_sync,
+            must_serve=must_serve,
         )
         if successor is None:
             return None
@@ -97,7 +101,12 @@ class DispatcherTransfer:
         return self._asked_at_s + self._timing.step_down_s
 
     def _best_successor(
-        self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, must_be_in_sync: bool
+        self,
+        dispatcher_epoch: DispatcherEpoch,
+        now: Moment,
+        *,
+        must_be_in_sync: bool,
+        must_serve: bool,
     ) -> NodeId | None:
         """Return the best follower not asked yet; None after `SUCCESSORS_ASKED_MAX`.
 
@@ -106,10 +115,14 @@ class DispatcherTransfer:
         if len(self._asked_successors) >= SUCCESSORS_ASKED_MAX:
             return None
         ranked = sorted(
-            (not self._replication.has_acked_all(node), view.rank(now), node)
+            (
+                *(view.is_api_failing, not self._replication.has_acked_all(node)),
+                *(view.rank(now), node),
+            )
             for node, view in self._peer_table.followers(dispatcher_epoch.epoch)
             if view.is_candidate
             and node not in self._asked_successors
             and (not must_be_in_sync or self._replication.is_in_sync(node))
+            and not (must_serve and view.is_api_failing)
         )
         return ranked[0][-1] if ranked else None

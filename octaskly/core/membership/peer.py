@@ -94,6 +94,12 @@ class PeerView:
         return self.info.electable and self.can_read_our_log and not is_failing
 
     @property
+    def is_api_failing(self) -> bool:
+        """Return True if its API does not serve other nodes, as far as is known."""
+        health = self.last_heartbeat_ok
+        return health is not None and health.is_api_failing
+
+    @property
     def entry_count(self) -> int:
         """Number of entries that the peer holds, void ones included."""
         return count_entries(self.vector.items()) + self.retired.entries

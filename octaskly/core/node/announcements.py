@@ -99,6 +99,7 @@ class SelfDescription:
             worker.availability.pressure,
             self._changed_addresses,
             self._journal.is_merging,
+            self._candidacy.is_api_failing,
         )
 
     def roster_entry(self) -> RosterEntry:

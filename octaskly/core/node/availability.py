@@ -102,7 +102,7 @@ class FailureHandler:
         ):
             return []
         effects = self._dispatcher_transfer.ask_next_successor(
-            now, must_be_in_sync=True
+            now, must_be_in_sync=True, must_serve=not candidacy.is_disk_failing
         )
         if effects is None:
             self._next_transfer_s = now.mono_s + TRANSFER_RETRY_S

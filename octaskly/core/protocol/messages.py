@@ -137,6 +137,7 @@ class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
     pressure: Pressure | None = None  #: why it takes no work although it is ready
     addresses: Hosts = ()  #: current addresses, if they changed since its Hello
     is_merging: bool = False  #: it merges a snapshot, so it sends no Pull for a while
+    is_api_failing: bool = False  #: then it succeeds no dispatcher whose API fails, too
 
 
 class Probe(Struct, frozen=True, array_like=True, tag=5):
