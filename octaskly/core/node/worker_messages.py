@@ -76,7 +76,7 @@ class WorkerMessages:
             self.peer_table.record_heartbeat_ok(view, message)
         effects = self.peer_table.on_addresses_changed(peer, message.addresses, now)
         effects += self.pause_fencing.on_heartbeat_ok(message, now)
-        effects += self.not_found_rule.on_time(own_epoch, now)
+        effects += self.not_found_rule.on_heartbeat_ok(peer, own_epoch, now)
         return effects + self.dispatcher.on_heartbeat_ok(peer, message, now)
 
     def _on_reattach(

@@ -58,6 +58,8 @@ class NotFoundRule:
         """Nodes that may hold unknown tasks, with the end of the wait for each."""
         self.pending_requests: list[tuple[int, Epoch, float]] = []
         """Waiting requests: ticket, epoch and time of each."""
+        self._unconfirmed: set[NodeId] = set()
+        """Peers that have yet to confirm a heartbeat for the first of them."""
 
     def expect_nodes(self, nodes: list[NodeId], now_s: float) -> None:
         """Wait for nodes that were in the mesh before this process started."""
@@ -119,6 +121,22 @@ class NotFoundRule:
         """Add a request that `on_time` answers with the catch-up status."""
         self.pending_requests.append((ticket, self._epoch, now.mono_s))
 
+    def on_heartbeat_ok(
+        self, peer: NodeId, own_epoch: Epoch, now: Moment
+    ) -> list[Effect]:
+        """Answer requests if this peer was the last one that they waited for.
+
+        Whether a log was read takes a look at all streams of all peers, so it is not
+        asked at the heartbeat of each peer.
+        """
+        if not self.pending_requests:
+            return []
+        view = self._peer_table.peers.get(peer)
+        _, _, since_s = self.pending_requests[0]
+        if view is None or self._confirmed_s(view) >= since_s:
+            self._unconfirmed.discard(peer)
+        return [] if self._unconfirmed else self.on_time(own_epoch, now)
+
     def on_time(self, own_epoch: Epoch | None, now: Moment) -> list[Effect]:
         """Answer the requests that need not wait longer.
 
@@ -130,7 +148,12 @@ class NotFoundRule:
         if not requests:
             return []
         is_complete = self.is_complete(now.mono_s)
-        confirmed_s = self._confirmed_heartbeat_s()
+        confirmed = {
+            node: self._confirmed_s(view)
+            for node, view in self._peer_table.peers.items()
+            if view.info.electable
+        }
+        confirmed_s = min(confirmed.values(), default=math.inf)
         answers: list[Effect] = []
         for ticket, epoch, since_s in requests:
             if epoch != own_epoch:
@@ -139,17 +162,16 @@ class NotFoundRule:
                 answers.append(Answer(ticket, CatchUpStatus(is_complete)))
             else:
                 self.pending_requests.append((ticket, epoch, since_s))
+        first_s = self.pending_requests[0][2] if self.pending_requests else -math.inf
+        self._unconfirmed = {n for n, at_s in confirmed.items() if at_s < first_s}
         return answers
 
-    def _confirmed_heartbeat_s(self) -> float:
-        """Return the send time of the last heartbeat confirmed by all candidates."""
-        sent_s = math.inf
-        for view in self._peer_table.peers.values():
-            if view.info.electable:
-                health = view.last_heartbeat_ok
-                is_own = health is not None and health.epoch == self._epoch
-                sent_s = min(sent_s, health.sent_s if health and is_own else -math.inf)
-        return sent_s
+    def _confirmed_s(self, view: PeerView) -> float:
+        """Return the send time of the last heartbeat that a peer confirmed."""
+        health = view.last_heartbeat_ok
+        if health is None or health.epoch != self._epoch:
+            return -math.inf
+        return health.sent_s
 
     def is_complete(self, now_s: float) -> bool:
         """Return True if a task that is unknown here is unknown everywhere."""

@@ -303,6 +303,37 @@ def test_a_lookup_waits_for_all_possible_claimants() -> None:
     assert world.answers(0.6) == []
 
 
+def test_logs_are_compared_once_all_have_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at each heartbeat of each peer: that would be all streams of all peers."""
+    world = World()
+    names = ("b", "c", "d")
+    for name in names:
+        world.follow(name)
+        world.confirm(name, 0.2)
+    compared: list[float] = []
+    is_complete = world.completeness.is_complete
+
+    def compare(now_s: float) -> bool:
+        compared.append(now_s)
+        return is_complete(now_s)
+
+    monkeypatch.setattr(world.completeness, "is_complete", compare)
+    world.completeness.add_request(1, moment(0.3))
+    assert world.answers(0.3) == []
+    answers = []
+    for sent_s in (0.25, 0.5):
+        for name in names:
+            world.confirm(name, sent_s)
+            answers += world.completeness.on_heartbeat_ok(
+                NodeId(name), world.epoch, moment(0.6)
+            )
+
+    assert answers == [Answer(1, CatchUpStatus(is_complete=True))]
+    assert len(compared) == 2
+
+
 def test_confirmations_of_an_earlier_epoch_do_not_count() -> None:
     """Those followers may have left for another dispatcher since."""
     world = World()
