@@ -341,6 +341,11 @@ class AddressBook:
             if self._dial_scope is not DialScope.NOBODY:
                 self._timers.set_earlier(Timer.DIAL, target.next_dial_s)
 
+    def forget_node(self, node: NodeId) -> None:
+        """Do not dial a node again that left for good, unless it is discovered."""
+        self._targets.pop(node, None)
+        self._delayed_nodes.discard(node)
+
     def redial_all(self, now: Moment) -> list[Effect]:
         """Dial all nodes that are not connected.
 
@@ -422,12 +427,9 @@ class AddressBook:
         effects: list[Effect] = []
         for hint in sorted(targets, key=lambda target: target.node or ""):
             node = hint.node
-            if node is not None:
+            if node is not None and self._dial_scope is DialScope.FIRST_RANKED:
                 before = sum(other < node for other in reached)
-                if (
-                    self._dial_scope is DialScope.FIRST_RANKED
-                    and before >= DISCOVERY_PEERS
-                ):
+                if before >= DISCOVERY_PEERS:
                     break
                 reached.add(node)
             effects += self._dial_target(hint, now, was_discovered=was_discovered)

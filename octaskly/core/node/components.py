@@ -245,6 +245,7 @@ def _build_worker_messages(
 
 def _build_peer_loss(c: Components) -> PeerLoss:
     return PeerLoss(
+        address_book=c.peer_table.address_book,
         roster_builder=c.roster_builder,
         election=c.election,
         timeouts=c.timeouts,

@@ -113,6 +113,7 @@ class LinkPolicy:
 class PeerLoss:
     """Informs the components of a lost peer."""
 
+    address_book: AddressBook
     roster_builder: RosterBuilder
     election: Election
     timeouts: Timeouts
@@ -127,8 +128,9 @@ class PeerLoss:
         """Handle the end of a link, after its removal from the peer table."""
         self.forget_peer(peer, is_lost=reason != UNNEEDED_REASON)
         effects: list[Effect] = []
-        if reason == LEFT_REASON:
+        if reason == LEFT_REASON:  # Its id never comes back.
             effects += self.roster_builder.release_name(peer, "left")
+            self.address_book.forget_node(peer)
         dispatcher_epoch = self.election.dispatcher_epoch
         if dispatcher_epoch is not None:
             self.not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)

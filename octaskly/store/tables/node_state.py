@@ -158,7 +158,8 @@ def read_hlc(db: sqlite3.Connection) -> int:
 
 def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[PeerHint, ...]:
     found = db.execute(
-        "SELECT id, addresses FROM peers WHERE last_contact_ms >= ?"
+        "SELECT id, addresses FROM peers"
+        " WHERE last_contact_ms >= ? AND addresses != '[]'"
         " ORDER BY last_contact_ms DESC, id LIMIT ?",
         (since_ms, PEERS_MAX),
     )

@@ -450,6 +450,7 @@ async def test_the_address_of_a_peer_is_forgotten_after_a_week(
         for name in ("old", "new", "newest"):
             store.save_peer(NodeId(name), name, [Address("10.0.0.1", 7878)])
             clock.wall_ms += 86_400_000
+        store.save_peer(NodeId("left"), "left", [])  # As one that left for good.
     clock.wall_ms += 5 * 86_400_000
 
     store = kit.open_store(path, clock=clock)
@@ -457,7 +458,8 @@ async def test_the_address_of_a_peer_is_forgotten_after_a_week(
     await store.close()
 
     assert [advert.node for advert in saved.peers] == ["newest", "new"]
-    assert dict(saved.names) == {"old": "old", "new": "new", "newest": "newest"}
+    names = ("old", "new", "newest", "left")
+    assert dict(saved.names) == {name: name for name in names}
 
 
 async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:

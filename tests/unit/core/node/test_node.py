@@ -12,6 +12,7 @@ from octaskly.core.effects import (
     Answer,
     Append,
     Browse,
+    Dial,
     Disconnect,
     Effect,
     LoadLive,
@@ -721,6 +722,7 @@ def test_a_node_that_leaves_for_good_says_so_to_its_peers() -> None:
     assert of(Disconnect, effects) == [Disconnect(PEER, LEFT_REASON)]
     assert of(RenameNode, heard) == [RenameNode(PEER, "pi-pppp (left)")]
     assert of(RenameNode, staying.hear(Leave(LEFT_REASON))) == []
+    assert of(Dial, staying.run(staying.now_s + 3600.0)) == []
 
 
 def test_a_stopping_node_finishes_its_tasks_unless_asked_twice() -> None:
