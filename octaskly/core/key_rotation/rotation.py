@@ -85,8 +85,13 @@ class KeyRotation:
         self._may_have_confirmations = (
             True  #: True: there may be confirmations that are not in the log
         )
-        self._allowed_nodes: frozenset[NodeId] | None = None
-        """Nodes that may have links while the old secret is valid; None: all."""
+        self._allowed_nodes: frozenset[NodeId] | None = (
+            (roster_builder.named_nodes() or None) if keys.is_urgent else None
+        )
+        """Nodes that may have links while the old secret is valid; None: all.
+
+        A restart keeps the named nodes. A node that has just joined has none.
+        """
 
     @property
     def is_revoked(self) -> bool:

@@ -18,6 +18,7 @@ from octaskly.core.model.keyring_state import (
     ChangeKeyring,
     KeyringChanged,
     KeyringState,
+    KeyringStatus,
     KeyringStep,
     SendKeyring,
 )
@@ -74,6 +75,11 @@ def rotation() -> KeyRotation:
     )
 
 
+def ask_for_keyring(rules: KeyRotation, peer: NodeId) -> list[Effect]:
+    """Let a peer report that it has only the old secret."""
+    return rules.on_keyring_message(peer, KeyringStatus(KeyringState()))
+
+
 def given(effects: list[Effect]) -> list[NodeId]:
     return [effect.peer for effect in effects if isinstance(effect, SendKeyring)]
 
@@ -114,6 +120,34 @@ def test_an_urgent_renewal_excludes_unlisted_nodes() -> None:
 
     assert given(effects) == [KNOWN, GONE]
     assert rules.links_to_close(moment()) == [(HIDDEN, RENEWING_REASON)]
+
+
+def restarted(keys: KeyringState) -> KeyRotation:
+    """Return a rotation of a new process, to which rosters had shown `b` before."""
+    members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
+    registry = RosterBuilder([(node_id("a"), "a"), (KNOWN, "b")], members)
+    return KeyRotation(
+        settings("a"), members, registry, RecordTable(()), keys, TimerHeap()
+    )
+
+
+@pytest.mark.parametrize("revoked", [(), (GONE,)])
+def test_a_restart_admits_no_unlisted_node_to_an_urgent_renewal(
+    revoked: tuple[NodeId, ...],
+) -> None:
+    """It may happen at any time before the old secret ends."""
+    rules = restarted(replace(URGENT, revoked=revoked))
+
+    assert rules.link_refusal(HIDDEN) == RENEWING_REASON
+    assert given(ask_for_keyring(rules, HIDDEN)) == []
+    assert given(ask_for_keyring(rules, KNOWN)) == [KNOWN]
+
+
+def test_a_restart_after_the_old_secret_refuses_no_node() -> None:
+    """TLS refuses the old secret by then."""
+    over = KeyringState(oldest=2, generation=2, newest=2, revoked=(GONE,))
+
+    assert restarted(over).link_refusal(HIDDEN) is None
 
 
 def test_a_plain_renewal_excludes_no_node() -> None:
