@@ -207,3 +207,36 @@ def test_large_mesh_keeps_few_links() -> None:
     world.run(5.0)
 
     assert world.network.link_count() <= 3 * 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_cut_from_standbys", [False, True])
+@pytest.mark.parametrize("index", [3, 14, 39])
+def test_broken_path_of_one_worker_changes_no_dispatcher(
+    index: int, *, is_cut_from_standbys: bool
+) -> None:
+    """Most nodes of a large mesh are linked to nobody else, so they have to ask others.
+
+    All of them hear the dispatcher, so one of them is the worker's relay.
+    """
+    world = World(3, nodes=40)
+    world.network.is_encoding = False
+    world.start_all()
+    assert world.run_until(world.is_settled, 8.0)
+    world.run(5.0)
+    (head,) = world.dispatchers()
+    dispatcher = world.machines[head].node
+    assert dispatcher is not None
+    standbys = [standby.node for standby in dispatcher.standbys]
+    workers = [n for n in world.machines if n not in (head, *standbys)]
+    cut = workers[index % len(workers)]
+    before = _claims(world)
+
+    for other in (head, *standbys) if is_cut_from_standbys else (head,):
+        world.network.cut(other, cut)
+    world.run(15.0)
+
+    assert _claims(world) == before
+    node = world.machines[cut].node
+    assert node is not None
+    assert node.relay is not None

@@ -83,6 +83,8 @@ class Suspicion:
         self._is_takeover_held = False
         self._is_dead = False
         self.is_proven = False
+        self.connected: frozenset[NodeId] = frozenset()
+        """Peers at the time of the latest probe, which not all of them got."""
         self.relay: NodeId | None = None
         """A peer that hears the suspect, so it can relay requests to it."""
 
@@ -91,7 +93,7 @@ class Suspicion:
         self._probe_sent_s = now.mono_s
         self._state_until_s = now.mono_s + self._probe_s
         self._heard_by.clear()
-        self._is_takeover_held = False
+        self._is_takeover_held = self._is_dead = False
         probe = Probe(self.suspect, now.mono_s)
         return [Send(peer, (probe,)) for peer in peers if peer != self.suspect]
 

@@ -202,6 +202,8 @@ class Timeouts:
         if suspicion is None:
             return self._check_silence(phase, now)
         match suspicion.evaluate(now):
+            case SuspicionState.DEAD if self._may_hear(suspicion):
+                return self._probe_suspect(suspicion, now)
             case SuspicionState.DEAD:
                 finding, is_proven = suspicion.death_reason, suspicion.is_proven
                 return self._election.on_dispatcher_lost(
@@ -293,19 +295,31 @@ class Timeouts:
 
     def _probe_suspect(self, suspicion: Suspicion, now: Moment) -> list[Effect]:
         """Dial the suspect and the first successors; probe peers, successors first."""
-        suspect, peer_table = suspicion.suspect, self._peer_table
-        successors = self._candidacy.successors
-        successors_here = [node for node in successors if node in peer_table.peers]
-        others = [
-            node for node in sorted(peer_table.peers) if node not in successors_here
+        suspect, peers = suspicion.suspect, self._peer_table.peers
+        successors = [
+            node
+            for node in self._candidacy.successors
+            if node not in (suspect, self._me)
         ]
-        effects = suspicion.send_probes(
-            (successors_here + others)[:PROBED_PEERS_MAX], now
-        )
-        for node in (suspect, *list(successors)[:SUCCESSORS_DIALLED_MAX]):
-            if node not in peer_table.peers:
+        probed = [node for node in successors if node in peers]
+        probed += [node for node in sorted(peers) if node not in probed]
+        effects = suspicion.send_probes(probed[:PROBED_PEERS_MAX], now)
+        suspicion.connected = frozenset(peers)
+        for node in (suspect, *successors[:SUCCESSORS_DIALLED_MAX]):
+            if node not in peers:
                 effects += self._dial_node(node, now)
         return effects
+
+    def _may_hear(self, suspicion: Suspicion) -> bool:
+        """Return True if a peer that follows the suspect came too late for a probe.
+
+        In a large mesh, most nodes are linked to nobody but the dispatcher.
+        """
+        return not suspicion.is_proven and any(
+            view.dispatcher == suspicion.suspect
+            for node, view in self._peer_table.peers.items()
+            if node not in suspicion.connected
+        )
 
     def _dial_node(self, node: NodeId, now: Moment) -> list[Effect]:
         """Dial a node at its known addresses, else at those of the roster."""

@@ -142,6 +142,11 @@ class RosterBuilder:
         members = () if self.roster is None else self.roster.members
         return next((m.role for m in members if m.id == node), None)
 
+    def is_present(self, node: NodeId) -> bool:
+        """Return True if the latest roster has a node, and not as lost."""
+        members = () if self.roster is None else self.roster.members
+        return any(m.id == node and m.state is not NodeState.LOST for m in members)
+
     def expects_others(self, me: NodeId, deposed: NodeId | None) -> bool:
         """Return True if the latest roster has other members that are not lost."""
         roster = self.roster

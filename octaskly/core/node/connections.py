@@ -69,7 +69,15 @@ class LinkPolicy:
             (peer, view.dispatcher == dispatcher)
             for peer, view in peers
             if peer not in needed
+            # One that follows nobody may need this node as a relay, unless it is back.
+            and (view.dispatcher is not None or self._roster_builder.is_present(peer))
         ]
+
+    def is_unneeded(self, peer: NodeId) -> bool:
+        """Return True if no takeover in a large mesh needs the new link of a peer."""
+        needed, view = self.needed_peers(), self._peer_table.peers.get(peer)
+        follows = view is not None and view.dispatcher is not None
+        return bool(needed) and peer not in needed and follows
 
     def dial_delayed(self, now: Moment) -> list[Effect]:
         """Dial discovered nodes that are due and still needed."""
@@ -197,8 +205,7 @@ class Connections:
         effects += self._peer_table.on_peer_up(event, now)
         effects += self._rotation.on_peer_up(event.peer, now)
         effects += self._claim_handlers.on_peer_up(event, now)
-        needed = self._link_policy.needed_peers()
-        if needed and event.peer not in needed and event.peer in self._peer_table.peers:
+        if self._link_policy.is_unneeded(event.peer):
             effects += self.close_link(event.peer, UNNEEDED_REASON, now)
         return effects
 

@@ -944,11 +944,28 @@ def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
     shell.meet(epoch=THEIRS)
     shell.hear(roster_of(PEER, ME, OTHER))
 
-    effects = shell.meet(OTHER)
+    effects = shell.meet(OTHER, Epoch(THEIRS.term, PEER))
     assert of(Disconnect, effects) == [Disconnect(OTHER, "attached")]
 
     advert = PeerHint(OTHER, (Address("10.0.0.3", 7878),))
     assert shell.feed(PeersDiscovered((advert,))) == []
+
+
+def test_a_node_of_a_large_mesh_that_follows_nobody_keeps_its_links() -> None:
+    """It may not reach the dispatcher, and would claim, as nobody tells it of that."""
+    shell = Shell(limits=Limits(full_mesh_peers=2))
+    shell.feed(TimerFired())
+    shell.meet(epoch=THEIRS)
+    shell.hear(roster_of(PEER, ME, OTHER))
+
+    assert of(Disconnect, shell.meet(OTHER)) == []
+    gone = roster_of(PEER, ME, OTHER)
+    lost = replace(gone.members[-1], state=NodeState.LOST)
+    gone = replace(gone, version=2, members=(*gone.members[:-1], lost))
+    assert of(Disconnect, shell.hear(gone)) == []
+
+    back = replace(roster_of(PEER, ME, OTHER), version=3)
+    assert of(Disconnect, shell.hear(back)) == [Disconnect(OTHER, "attached")]
 
 
 def test_an_unneeded_peer_of_a_large_mesh_is_redirected_to_the_dispatcher() -> None:
