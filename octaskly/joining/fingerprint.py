@@ -3,8 +3,8 @@
 The member dials the joiner. It sends a commitment to its key share, receives the
 joiner's share, and then reveals its own. A man in the middle must therefore choose both
 of its shares before it can compute the words, so it cannot search for matching ones.
-An attack remains undetected with a probability of 1 in 16 777 216, and two people see
-each attempt.
+Two pairs of shares have the same words with a probability of 1 in 16 777 216. The
+joiner bounds the shares that it sends, see `joining.join_by_words`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """Joiner's side of a pairing without a code: wait for a member and compare words.
 
 `octaskly join` runs this in its own process. It listens only while it waits, and for
-one member. Each command shows words only once, so an attacker has one try to match.
+one member. Each command shows words only once. Whoever receives the share of this
+machine can compute the words, and break off unless they match those that a member
+shows. So each share that is sent is a try, and a command sends at most
+`COMPARISONS_MAX`.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_port, por
 from octaskly.trust import node_id_of
 
 MEMBER_WAIT_S: Final = 600.0  #: to wait for the connection of a member
+COMPARISONS_MAX: Final = 8  #: shares sent while this machine waits
 APPROVAL_WAIT_S: Final = 300.0  #: to wait for a person to approve on the member
 
 
@@ -65,7 +69,8 @@ async def wait_for_member(
         interfaces: Names of the interfaces to use; empty for the default choice.
 
     Raises:
-        PairingFailed: No member connected within `MEMBER_WAIT_S`.
+        PairingFailed: No member connected within `MEMBER_WAIT_S`, or
+            `COMPARISONS_MAX` connections ended before the words were shown.
         ConfigError: No port is free, or an interface does not exist.
     """
     clock = SystemClock()
@@ -76,32 +81,50 @@ async def wait_for_member(
         default=PAIRING_PORT,
         addresses=local if interfaces else WILDCARD_ADDRESSES,
     )
-    first: asyncio.Future[PendingComparison] = (
-        asyncio.get_running_loop().create_future()
-    )
-
-    async def welcome(conversation: Conversation) -> None:
-        own = Greeting(name=name, key=key, wall_ms=clock.now().wall_ms)
-        comparison = await _exchange_fingerprints(conversation, own)
-        comparison.member.require_compatible(clock.now().wall_ms)
-        if not first.done():
-            conversation.detach()
-            first.set_result(comparison)
-
+    first = _FirstComparison(name, key, clock)
     async with asyncio.TaskGroup() as tasks:
-        listening = tasks.create_task(serve_connections(sockets, welcome))
+        listening = tasks.create_task(serve_connections(sockets, first.welcome))
         try:
             node = _beacon_info(name, key, port_of(sockets), clock)
             async with advertise_pairing(node, mesh_id=None, interfaces=interfaces):
-                await asyncio.wait([first], timeout=MEMBER_WAIT_S)
+                await asyncio.wait([first.reached], timeout=MEMBER_WAIT_S)
         finally:
             listening.cancel()
-    if not first.done():
+    if not first.reached.done():
         raise PairingFailed(
             f"no member connected within {MEMBER_WAIT_S / 60:.0f} minutes",
             hint=f"octaskly approve {name}    on a member, while this command waits",
         )
-    return first.result()
+    return first.reached.result()
+
+
+class _FirstComparison:
+    """The comparison with the first member that goes through with it."""
+
+    def __init__(self, name: str, key: bytes, clock: SystemClock) -> None:
+        self._name, self._key, self._clock = name, key, clock
+        self._shares_sent = 0
+        self.reached: asyncio.Future[PendingComparison] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+    async def welcome(self, conversation: Conversation) -> None:
+        """Exchange shares with a machine that connects."""
+        opening = await conversation.receive(GREETING_BYTES + COMMITMENT_BYTES)
+        now_ms = self._clock.now().wall_ms
+        member = Greeting.unpack(opening[:GREETING_BYTES])
+        member.require_compatible(now_ms)
+        if self.reached.done():
+            return
+        if self._shares_sent == COMPARISONS_MAX:
+            self.reached.set_exception(_broken_off_error(conversation.host))
+            return
+        self._shares_sent += 1
+        own = Greeting(name=self._name, key=self._key, wall_ms=now_ms)
+        comparison = await _exchange_fingerprints(conversation, opening, member, own)
+        if not self.reached.done():
+            conversation.detach()
+            self.reached.set_result(comparison)
 
 
 def _beacon_info(name: str, key: bytes, port: int, clock: SystemClock) -> NodeInfo:
@@ -155,15 +178,22 @@ async def receive_approval(meeting: PendingComparison) -> JoinGrant:
 
 
 async def _exchange_fingerprints(
-    conversation: Conversation, own: Greeting
+    conversation: Conversation, first: bytes, member: Greeting, own: Greeting
 ) -> PendingComparison:
-    """Run the joiner's side up to the words; see `joining.fingerprint`."""
-    first = await conversation.receive(GREETING_BYTES + COMMITMENT_BYTES)
+    """Answer a member's first message, up to the words; see `joining.fingerprint`."""
     greeting, committed = first[:GREETING_BYTES], first[GREETING_BYTES:]
-    member, share = Greeting.unpack(greeting), KeyShare.generate()
+    share = KeyShare.generate()
     second = own.pack() + share.public()
     await conversation.send(second)
     theirs = await conversation.receive(KEY_SHARE_BYTES)
     verify_commitment(committed, greeting, theirs)
     keys = share.derive_keys(theirs, first, second, theirs)
     return PendingComparison(member, fingerprint(keys), conversation, keys)
+
+
+def _broken_off_error(host: str) -> PairingFailed:
+    return PairingFailed(
+        f"{COMPARISONS_MAX} connections ended before the words could be compared",
+        cause=f"another machine may try to imitate a member; {host} connected last",
+        hint="octaskly invite    on a member shows a code for `octaskly join CODE`",
+    )

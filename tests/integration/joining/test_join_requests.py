@@ -6,17 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from octaskly.core.model.ids import Address, NodeId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.joining.conversation import Conversation, serve_connections
+from octaskly.errors import PairingFailed
+from octaskly.joining.conversation import (
+    Conversation,
+    connect_first,
+    serve_connections,
+)
 from octaskly.joining.fingerprint import COMMITMENT_BYTES, KEY_SHARE_BYTES, KeyShare
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
+from octaskly.joining.join_by_words import COMPARISONS_MAX, wait_for_member
 from octaskly.joining.join_requests import (
     WAITING_MAX,
     WAITING_PER_ADDRESS_MAX,
     WaitingMachines,
 )
-from octaskly.mesh.discovery.mdns_scan import FoundNode
+from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_waiting_machines
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import configure
@@ -87,3 +95,34 @@ async def test_forged_requests_do_not_displace_a_real_one() -> None:
 
     assert len(before) == len(after) == WAITING_MAX
     assert first in after  # The words are the same: it was met once.
+
+
+async def try_words(machine: FoundNode) -> bool:
+    """Take the share of a machine, which fixes its words, and leave; False: refused."""
+    conversation = await connect_first(machine.addresses)
+    clock = SystemClock()
+    greeting = Greeting(name="ash", key=bytes(32), wall_ms=clock.now().wall_ms)
+    try:
+        await conversation.send(greeting.pack() + bytes(COMMITMENT_BYTES))
+        await conversation.receive(GREETING_BYTES + KEY_SHARE_BYTES)
+    except ConnectionError:
+        return False
+    finally:
+        conversation.close()
+    return True
+
+
+async def test_words_that_were_not_shown_count_as_tries() -> None:
+    """Whoever knows the words of a member could search for the same ones unseen."""
+    key = NodeKey.generate()
+    waiting = asyncio.create_task(wait_for_member("bay", key.public_bytes(), ["lo"]))
+    found: list[FoundNode] = []
+    while not found:
+        seen = await scan_waiting_machines(1.0, ["lo"])
+        found = [one for one in seen if one.node == key.node_id]
+
+    tries = [await try_words(found[0]) for _ in range(COMPARISONS_MAX + 1)]
+
+    assert tries == [True] * COMPARISONS_MAX + [False]
+    with pytest.raises(PairingFailed, match="before the words could be compared"):
+        await waiting
