@@ -123,7 +123,9 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
 
 def token_ended_problem() -> Problem:
     """Return the 401 response for a token that was revoked or has expired."""
-    return _unauthenticated(f"the token was revoked, or has expired; {_RENEWAL}")
+    problem = _unauthenticated(f"the token was revoked, or has expired; {_RENEWAL}")
+    problem.closes_connection = True  # There may be an unread body.
+    return problem
 
 
 def _unauthenticated(hint: str) -> Problem:

@@ -168,9 +168,16 @@ class RequestPipeline:
         principal: Principal | None,
         query: Mapping[str, str],
     ) -> web.StreamResponse:
-        """Answer a request; a read ends with the token of its client."""
-        is_read = routed.request.method in READING
-        if not is_read or principal is None or not principal.token:
+        """Answer a request; one that may take long ends with the token of its client.
+
+        Other requests do not: their clients must learn what has changed.
+        """
+        may_be_long = (
+            routed.request.method in READING
+            or route.cost.kind is route_cost.CostKind.STREAM
+            or route.is_body_streamed
+        )
+        if not may_be_long or principal is None or not principal.token:
             return await self._answer(routed, route, principal, query)
         try:
             async with self._token_monitor.cancel_when_token_ends(principal):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from octaskly.api.http.file_sender import LONG_BODY_BYTES
 from tests.support.agents import (
     UNFORKED,
     WAIT_S_MAX,
@@ -120,10 +125,17 @@ def test_a_revoked_token_is_refused_by_all_nodes_for_good(
 class Reader(threading.Thread):
     """Reads an answer until it ends in any way."""
 
-    def __init__(self, agent: Agent, path: str, token: str) -> None:
+    def __init__(
+        self, agent: Agent, path: str, token: str, asked: dict[str, str] | None = None
+    ) -> None:
         super().__init__(daemon=True)
         self._opened = connection(agent)
-        self._opened.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+        headers = {"Authorization": f"Bearer {token}"}
+        if asked is None:
+            self._opened.request("GET", path, headers=headers)
+        else:
+            headers["Content-Type"] = "application/json"
+            self._opened.request("POST", path, json.dumps(asked), headers)
         self.has_started = threading.Event()
         self.status = 0
 
@@ -189,6 +201,45 @@ def test_streams_and_long_polls_end_with_their_token(shared: list[Agent]) -> Non
     assert others.is_alive()
     ended = shared[0].call("DELETE", f"/api/v1/tasks/{task['id']}?force=true")
     assert ended[0] == 200
+
+
+def begin_upload(agent: Agent, token: str, *, tls: bool) -> http.client.HTTPConnection:
+    """Send half of a file; return the connection."""
+    opened = connection(agent)
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        url = urlsplit(agent.ready()["lan_url"])
+        opened = http.client.HTTPSConnection(
+            "127.0.0.1", url.port, timeout=30, context=context
+        )
+    data = os.urandom(3 * LONG_BODY_BYTES)
+    opened.putrequest("POST", f"/api/v1/files/{sha256(data).hexdigest()}")
+    opened.putheader("Authorization", f"Bearer {token}")
+    opened.putheader("Content-Type", "application/octet-stream")
+    opened.putheader("Content-Length", str(len(data)))
+    opened.endheaders(data[: len(data) // 2])
+    return opened
+
+
+def test_long_posts_end_with_their_token(shared: list[Agent]) -> None:
+    """A lender's stream stays open as long as its tasks, an upload if it is slow."""
+    agent = shared[1]
+    token = issue(agent, name="lender")["token"]
+    lender = Reader(agent, "/api/v1/files/lend", token, {"sha256": "ab" * 32})
+    lender.start()
+    assert lender.has_started.wait(WAIT_S_MAX)
+    uploads = [begin_upload(agent, token, tls=tls) for tls in (False, True)]
+
+    assert agent.call("DELETE", f"{TOKENS}/lender")[0] == 200
+    began_s = time.perf_counter()
+    statuses = [upload.getresponse().status for upload in uploads]
+    lender.join(WAIT_S_MAX)
+    took_s = time.perf_counter() - began_s
+
+    assert statuses == [401, 401]
+    assert not lender.is_alive()
+    assert took_s < SOON_S, f"the last one ended after {took_s:.2f} s"
 
 
 def test_a_token_is_stored_nowhere(shared: list[Agent]) -> None:
