@@ -24,7 +24,7 @@ ARRIVAL_S: Final = 2.0  #: longest wait of one request for files of a lender
 ASK_AGAIN_S: Final = 1.0  #: while a lender sends
 AWAY_RETRY_S: Final = 5.0  #: while no lender offers the tree
 REPLY_S_MAX: Final = 20.0  #: of the event loop, to a thread
-WANTED_MAX: Final = 200_000  #: files that were asked for and have not arrived
+WANTED_MAX: Final = 10_000  #: files that one offer was asked for and that are not here
 ASKED_AT_ONCE_MAX: Final = 1000  #: files of one event of an offer
 DEPARTURES_MAX: Final = 10_000
 
@@ -38,8 +38,12 @@ class Offer:
         self._has_unsent = asyncio.Event()
 
     def ask(self, names: Iterable[str]) -> None:
-        """Ask for files, unless that was done and they have not arrived."""
-        more = [name for name in names if name not in self.wanted]
+        """Ask for files, unless that was done and they have not arrived.
+
+        Those beyond `WANTED_MAX` are not asked for: workers repeat their requests.
+        """
+        room = WANTED_MAX - len(self.wanted)
+        more = [name for name in names if name not in self.wanted][:room]
         self.wanted.update(more)
         self._unsent.update(dict.fromkeys(more))
         if self._unsent:
@@ -172,7 +176,9 @@ class Lenders:
             if tree not in self._offers:
                 return self._away_retry_s(tree)
             # Without those that were stored meanwhile: they would stay wanted.
-            self._ask(tree, [name for name in missing if name in arrivals.missing])
+            wanted = [name for name in missing if name in arrivals.missing]
+            for offer in self._offers[tree]:
+                offer.ask(wanted)
             await arrivals.wait()
         finally:
             self._stop_waiting(names, arrivals)
@@ -189,11 +195,6 @@ class Lenders:
             return answer.result(REPLY_S_MAX)
         except TimeoutError:
             return ASK_AGAIN_S
-
-    def _ask(self, tree: str, missing: Sequence[str]) -> None:
-        count = sum(len(o.wanted) for some in self._offers.values() for o in some)
-        for offer in self._offers[tree]:
-            offer.ask(missing[: max(0, WANTED_MAX - count)])
 
     def _stop_waiting(self, names: Iterable[str], arrivals: _Arrivals) -> None:
         for name in names:

@@ -110,6 +110,38 @@ async def test_many_files_are_asked_for_in_bounded_events(
     assert [*first, *second] == names[:-4]
 
 
+async def test_a_client_that_sends_nothing_stops_no_other_lender(
+    blob_store: BlobStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files it was asked for, and over however many offers."""
+    monkeypatch.setattr(lenders, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(lenders, "WANTED_MAX", 3)
+    desk = Lenders(blob_store, clock)
+    names = ["3" * 64, "4" * 64, "5" * 64]
+    with desk.open_offer(OTHER), desk.open_offer(OTHER), desk.open_offer(TREE) as offer:
+        await desk.await_files(OTHER, names)
+        await desk.await_files(TREE, [name_of(b"x")])
+
+        assert offer.wanted == {name_of(b"x")}
+
+
+async def test_files_beyond_the_bound_are_asked_for_once_there_is_room(
+    blob_store: BlobStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are wanted already take no room of the others."""
+    monkeypatch.setattr(lenders, "ARRIVAL_S", 0.0)
+    monkeypatch.setattr(lenders, "WANTED_MAX", 3)
+    desk = Lenders(blob_store, clock)
+    first, *others = [name_of(bytes([number])) for number in range(4)]
+    with desk.open_offer(TREE) as offer:
+        await desk.await_files(TREE, [first, *others])
+        assert offer.wanted == {first, *others[:2]}
+        offer.on_stored(first)
+        await desk.await_files(TREE, others)
+
+        assert offer.wanted == {*others}
+
+
 async def test_a_lender_that_is_gone_is_expected_for_ten_minutes(
     blob_store: BlobStore, clock: SetClock
 ) -> None:
