@@ -18,7 +18,7 @@ From the launcher:
 - `alive` key pid: the attempt is running.
 - `full` key: the output needs a file.
 - `back` key: the attempt was not started.
-- `lost` key reason: the attempt could not be started now.
+- `refused` key reason: the machine lacked a resource to start the attempt.
 - `end` key: the attempt ended; `launch_messages.outcome_of_end` reads the other fields.
 """
 

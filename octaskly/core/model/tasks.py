@@ -77,7 +77,7 @@ class EndReason(StrEnum):
     RETURNED = "returned"  #: it waited on its worker while other workers had room
     DRAINING = "draining"
     STALE = "stale"  #: refused: sent by a deposed dispatcher, or before a pause
-    ROOM = "room"  #: its worker has no room for its files now
+    ROOM = "room"  #: its worker lacks space or resources to run it now
 
 
 PRIORITY_MAX = 50  #: and the lowest priority is -50

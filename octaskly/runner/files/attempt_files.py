@@ -40,9 +40,9 @@ REMOVE_RETRY_S = 1.0
 
 
 class NoRoom(NamedTuple):
-    """Why an attempt has to wait for room on this node."""
+    """What this node lacks now to run an attempt, and why."""
 
-    what: str  #: what there is no room for
+    what: str
     why: str
 
 
@@ -137,7 +137,8 @@ class ScratchFolders:
         except FileExceedsQuota as error:  # There is no room later, either.
             return Prepared([error.message], None)
         except FileQuotaExceeded as error:
-            return Prepared([], None, no_room=NoRoom("its files", error.message))
+            lack = NoRoom("space for its files", error.message)
+            return Prepared([], None, no_room=lack)
         if missing:
             return Prepared(missing, None)
         stdin_fd = None
@@ -156,7 +157,7 @@ class ScratchFolders:
     def _find_obstacle(self, spec: TaskSpec) -> Prepared | None:
         """Return what keeps a task from this node, whatever files it needs."""
         if spec.outputs and (why := self._archive.captured.lack_of_room()):
-            return Prepared([], None, no_room=NoRoom("its outputs", why))
+            return Prepared([], None, no_room=NoRoom("space for its outputs", why))
         options = spec.options
         same = None if options is None else options.same_folder
         if options is None or same is None:
@@ -346,7 +347,7 @@ def _unusable(
     # A file was already deleted again to make room.
     if any(is_lent(tree.source.blob) for tree in trees):
         raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S)
-    return Prepared([], None, no_room=NoRoom("its files", str(error)))
+    return Prepared([], None, no_room=NoRoom("space for its files", str(error)))
 
 
 def _require_apart(manifest: Manifest, needed: Iterable[str]) -> None:

@@ -268,7 +268,7 @@ class Launcher:
             if refusal.is_final:
                 self._outbox.add_message(*build_refused_message(order, now_ms, refusal))
             else:
-                self._outbox.add_message("lost", order.key, str(refusal))
+                self._outbox.add_message("refused", order.key, str(refusal))
             return
         finally:
             if slot.group is not None:

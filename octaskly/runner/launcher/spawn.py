@@ -98,7 +98,7 @@ class SpawnRefused(Exception):
     """An attempt could not be started.
 
     Args:
-        detail: The reason.
+        detail: The reason; if it is not final, the resource that the machine lacks.
         code: Exit code that a shell would return.
         is_final: True if another attempt would fail too, so the task has failed.
     """
@@ -162,10 +162,12 @@ class SpawnContext:
             self._change_folder(order.options)
             pid, out_fd, err_fd = self._spawn_captured(order, slot)
         except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None)
+            if number in RESOURCE_ERRORS:
+                raise SpawnRefused(os.strerror(number), is_final=False) from error
             raise SpawnRefused(
                 f"cannot execute on {self._node}: {error}",
                 code=NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED,
-                is_final=getattr(error, "errno", None) not in RESOURCE_ERRORS,
             ) from error
         finally:
             order.close_stdin()

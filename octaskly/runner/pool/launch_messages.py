@@ -171,21 +171,25 @@ def released_outcome(reason: EndReason, detail: str = "") -> Outcome:
     )
 
 
+def is_lack_of_resources(error: BaseException) -> bool:
+    """Return True if this machine lacks a resource now, such as memory.
+
+    Any error that is not the system's counts as such, as another node may not have it.
+    """
+    return not isinstance(error, OSError) or error.errno in RESOURCE_ERRORS
+
+
 def preparation_failed(error: BaseException, node: str) -> Outcome:
     """Return the outcome of an attempt whose scratch folder or inputs failed.
 
-    The attempt is released if this machine lacks a resource, because another node may
-    have it. A full disk lasts longer, so it is reported like a missing input: other
-    nodes are tried first. After any other error the attempt has failed, because it
-    would fail again.
+    A full disk is reported like a missing input: other nodes are tried first. After any
+    other error the attempt has failed, because it would fail again.
     """
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
         why = os.strerror(error.errno)
         return released_outcome(
             EndReason.INPUTS, f"space for a scratch folder on {node} ({why})"
         )
-    if not isinstance(error, OSError) or error.errno in RESOURCE_ERRORS:
-        return released_outcome(EndReason.LOST, f"inputs not checked: {error}")
     return Outcome(
         state=AttemptState.FAILED,
         reason=EndReason.EXIT,

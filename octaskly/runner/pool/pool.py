@@ -58,6 +58,7 @@ from octaskly.runner.pool.launch_messages import (
     build_start_order,
     cancelled_outcome,
     clean_detail,
+    is_lack_of_resources,
     outcome_of_end,
     preparation_failed,
     released_outcome,
@@ -331,10 +332,12 @@ class Pool:
             self._resources.release(item)
             if name == "end":
                 self._on_attempt_end(state, item, fields)
-            elif name == "lost" and not item.is_cancelled:
-                self._end_attempt(item, released_outcome(EndReason.LOST, fields[0]))
+                continue
+            state.mean_task_ms = max(state.mean_task_ms, SHORT_TASK_MS_MAX)
+            if name == "refused" and item.return_reason is None:
+                lack = NoRoom("resources to start it", fields[0])
+                self._return_for_room(item, lack, self._start_again)
             else:
-                state.mean_task_ms = max(state.mean_task_ms, SHORT_TASK_MS_MAX)
                 self._requeue_or_end(item)
         state.update_queue_depth()
         self._start_waiting()
@@ -498,7 +501,7 @@ class Pool:
             else:
                 self._end_attempt(item, released_outcome(item.return_reason))
         elif isinstance(found, BaseException):
-            self._end_attempt(item, preparation_failed(found, self._node_name))
+            self._on_preparation_failed(item, found)
         elif found.missing or found.problem is not None:
             lacks = found.missing
             if found.problem is not None:
@@ -507,7 +510,7 @@ class Pool:
                 item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
             )
         elif found.no_room is not None:
-            self._return_for_room(item, found.no_room)
+            self._return_for_room(item, found.no_room, self._prepare)
         elif item.return_reason is not None:
             self._end_attempt(item, released_outcome(item.return_reason))
         else:
@@ -527,8 +530,18 @@ class Pool:
         problem = "; ".join(filter(None, (found.problem, why)))
         return found._replace(problem=problem)
 
-    def _return_for_room(self, item: PoolAttempt, no_room: NoRoom) -> None:
-        """Return an attempt without room, or look again if others were just returned.
+    def _on_preparation_failed(self, item: PoolAttempt, error: BaseException) -> None:
+        if is_lack_of_resources(error):
+            why = getattr(error, "strerror", None) or str(error)
+            lack = NoRoom("resources to check its inputs", why)
+            self._return_for_room(item, lack, self._prepare)
+        else:
+            self._end_attempt(item, preparation_failed(error, self._node_name))
+
+    def _return_for_room(
+        self, item: PoolAttempt, no_room: NoRoom, retry: Callable[[PoolAttempt], None]
+    ) -> None:
+        """Return an attempt without room, or try again if others were just returned.
 
         Otherwise a node without room would soon have tried all members of an array.
         """
@@ -536,10 +549,10 @@ class Pool:
         waited_s = now_s - item.waiting_since_s
         quiet_s = now_s - self._room_lacked_s
         if max(waited_s, quiet_s) < ROOM_PAUSE_S and item.return_reason is None:
-            self._prepare_in(item, ROOM_PAUSE_S - waited_s)
+            self._retry_in(item, ROOM_PAUSE_S - waited_s, retry)
             return
         self._room_lacked_s = now_s
-        why = f"space for {no_room.what} on {self._node_name} ({no_room.why})"
+        why = f"{no_room.what} on {self._node_name} ({no_room.why})"
         self._end_attempt(item, released_outcome(EndReason.ROOM, why))
 
     def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
@@ -551,22 +564,29 @@ class Pool:
             item.stalled_since_s = now_s
         elif now_s - item.stalled_since_s > awaited.wait_s_max:
             if awaited.no_room:
-                self._return_for_room(item, NoRoom("its files", awaited.no_room))
+                lack = NoRoom("space for its files", awaited.no_room)
+                self._return_for_room(item, lack, self._prepare)
                 return
             self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
             return
         self._sources.set_awaited((item.spec.id, item.attempt), str(awaited))
-        self._prepare_in(item, awaited.retry_s)
+        self._retry_in(item, awaited.retry_s, self._prepare)
 
-    def _prepare_in(self, item: PoolAttempt, wait_s: float) -> None:
+    def _retry_in(
+        self, item: PoolAttempt, wait_s: float, retry: Callable[[PoolAttempt], None]
+    ) -> None:
         self._awaiting_files[item] = asyncio.get_running_loop().call_later(
-            wait_s, self._resume_preparing, item
+            wait_s, self._retry, item, retry
         )
 
-    def _resume_preparing(self, item: PoolAttempt) -> None:
+    def _retry(self, item: PoolAttempt, retry: Callable[[PoolAttempt], None]) -> None:
         del self._awaiting_files[item]
         if not self._is_closing:  # `close` ends the attempt.
-            self._prepare(item)
+            retry(item)
+
+    def _start_again(self, item: PoolAttempt) -> None:
+        self._requeue_or_end(item)
+        self._start_waiting()
 
     def _describe_problem(self, spec: TaskSpec, problem: FolderProblem) -> str:
         folder = spec.options.cwd if spec.options else ""

@@ -121,12 +121,36 @@ async def test_inputs_that_cannot_be_checked_are_not_missing(tmp_path: Path) -> 
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-        assert (outcome.state, outcome.reason) == (
+        assert (outcome.state, outcome.reason, outcome.detail) == (
             AttemptState.RELEASED,
-            EndReason.LOST,
+            EndReason.ROOM,
+            "resources to check its inputs on rig (Too many open files)",
         )
-        assert "Too many open files" in outcome.detail
         assert outcome_summary(await made.run("true", inputs=("a",))) == OK
+
+
+async def test_an_attempt_that_a_node_cannot_start_now_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    """It never ran. The first is returned at once, others are tried again here."""
+    async with rig(tmp_path, slots=4) as made:
+        assert outcome_summary(await made.run("true")) == OK
+        (pid,) = launchers_of(os.getpid())
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        first = await made.run("true")
+        others = [made.start("true")[0] for _ in range(3)]
+        await asyncio.sleep(0.2)
+        assert [made.outcome(task) for task in others] == [None] * 3
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert (first.state, first.reason, first.detail) == (
+            AttemptState.RELEASED,
+            EndReason.ROOM,
+            "resources to start it on rig (Too many open files)",
+        )
+        for task in others:
+            assert outcome_summary(await made.end_of(task)) == OK
 
 
 async def test_the_detail_of_an_end_is_bounded(tmp_path: Path) -> None:
