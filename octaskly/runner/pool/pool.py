@@ -335,8 +335,7 @@ class Pool:
                 continue
             state.mean_task_ms = max(state.mean_task_ms, SHORT_TASK_MS_MAX)
             if name == "refused" and item.return_reason is None:
-                lack = NoRoom("resources to start it", fields[0])
-                self._return_for_room(item, lack, self._start_again)
+                self._return_unstarted(item, fields[0])
             else:
                 self._requeue_or_end(item)
         state.update_queue_depth()
@@ -425,12 +424,17 @@ class Pool:
             ):
                 break
             item = self._waiting.popleft()
+            try:
+                stdin_fds = item.open_stdin()
+            except OSError as error:
+                self._return_unstarted(item, str(error.strerror))
+                continue
             state.attempts[item.key] = item
             begun += 1
             self._resources.allocate(item)
             orders, fds = batches.setdefault(process, ([], []))
             fds += item.create_limit_group(state.folder)
-            fds += item.open_stdin()
+            fds += stdin_fds
             orders.append(build_start_order(item))
         for process, (orders, fds) in batches.items():
             process.send(orders, fds)
@@ -584,9 +588,14 @@ class Pool:
         if not self._is_closing:  # `close` ends the attempt.
             retry(item)
 
+    def _return_unstarted(self, item: PoolAttempt, why: str) -> None:
+        lack = NoRoom("resources to start it", why)
+        self._return_for_room(item, lack, self._start_again)
+
     def _start_again(self, item: PoolAttempt) -> None:
         self._requeue_or_end(item)
         self._start_waiting()
+        self._flush_reports()
 
     def _describe_problem(self, spec: TaskSpec, problem: FolderProblem) -> str:
         folder = spec.options.cwd if spec.options else ""

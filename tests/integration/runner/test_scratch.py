@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 from hashlib import sha256
 from math import inf
@@ -12,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from octaskly.core.model.task_options import BlobRef, InputTree, TaskOptions
+from octaskly.core.model.task_options import (
+    BlobRef,
+    InputTree,
+    Requirements,
+    TaskOptions,
+)
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.files.manifest import Manifest
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
@@ -429,6 +435,39 @@ async def test_a_task_that_writes_to_its_stdin_changes_no_stored_file(
 
     assert first.stdout == b"WRONG bytes"
     assert second.stdout == data
+
+
+async def test_a_stdin_file_without_a_descriptor_delays_no_other_task(
+    tmp_path: Path,
+) -> None:
+    """Its attempt is returned, as the agent could not send it to a launcher."""
+    name = sha256(b"data").hexdigest()
+    supply_in(tmp_path).blob_store.store_blob(name, b"data")
+    options = TaskOptions(
+        stdin_file=BlobRef(sha256=name, node="desk"), requires=Requirements(cpus=2)
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path, slots=2) as made:
+        first, _ = made.start("while ! [ -e go ]; do sleep 0.01; done")
+        second, _ = made.start("cat", options=options)
+        await eventually(lambda: made.pool.count_attempts()[1] == 1)
+        third, _ = made.start("echo third")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            os.mkfifo(made.workdir / "go")  # This needs no descriptor.
+            outcome = await made.end_of(second)
+            other = await made.end_of(third)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert (outcome.state, outcome.reason, outcome.detail) == (
+            AttemptState.RELEASED,
+            EndReason.ROOM,
+            "resources to start it on rig (Too many open files)",
+        )
+        assert other.stdout == b"third\n"
+        assert (await made.end_of(first)).state is AttemptState.OK
+        assert (await made.run("cat", options=options)).stdout == b"data"
 
 
 @pytest.mark.parametrize("is_stdin", [False, True], ids=["tree", "stdin"])
