@@ -199,11 +199,17 @@ class Reconciler:
             and (task.spec.id, task.attempt) not in listed_attempts
             and task.attempt.stream != own_stream
         ]
-        if not self.is_log_behind:
-            self._step.lose_attempts(node, unlisted, self._pool.slots(node), now)
-            return
-        for task in unlisted:
-            task.is_worker_confirmed = False
+        if self.is_log_behind:
+            # Those of this epoch have no end in another log.
+            earlier = [
+                task
+                for task in unlisted
+                if task.attempt is not None and task.attempt.stream != self._step.stream
+            ]
+            for task in earlier:
+                task.is_worker_confirmed = False
+            unlisted = [task for task in unlisted if task not in earlier]
+        self._step.lose_attempts(node, unlisted, self._pool.slots(node), now)
 
     def on_worker_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""

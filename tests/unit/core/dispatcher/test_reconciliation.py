@@ -19,7 +19,7 @@ from octaskly.core.effects import (
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Decided, Finished, Submitted
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import (
     Attempt,
@@ -313,6 +313,10 @@ def test_a_worker_that_leaves_in_the_adopt_window_has_its_own_time() -> None:
     assert world.dispatch.on_time(moment(LATE + 4)) == []
 
 
+EARLIER = attempt(stream=StreamId(STREAM - 1))
+"""An attempt of an earlier epoch: its end may be in the log of another node."""
+
+
 def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
     """Return a dispatcher that has read its log, while peers hold more entries."""
     world = DispatcherWithJournal()
@@ -391,7 +395,7 @@ def test_an_absent_worker_is_awaited_while_a_log_may_have_its_ends() -> None:
 
 def test_a_worker_that_goes_down_is_awaited_while_a_log_may_have_its_ends() -> None:
     """It reported that it does not run the attempt, which may have ended elsewhere."""
-    world = behind(task_record("t", live_attempt(B)), a=1, b=1)
+    world = behind(task_record("t", live_attempt(B, EARLIER)), a=1, b=1)
     world.dispatch.on_reattach(*reattach_report("b", 1), moment(1))
     for second in range(2, 9):
         world.dispatch.reconciler.extend_waits(second, moment(second))
@@ -401,7 +405,7 @@ def test_a_worker_that_goes_down_is_awaited_while_a_log_may_have_its_ends() -> N
     world.dispatch.on_log_read(moment(9))
     effects = world.dispatch.on_time(moment(9))
 
-    assert appended_facts(effects)[0] == Finished(T, attempt(), B, LOST_OUTCOME)
+    assert appended_facts(effects)[0] == Finished(T, EARLIER, B, LOST_OUTCOME)
 
 
 @pytest.mark.parametrize("down_s", [1.0, LATE])
@@ -479,7 +483,7 @@ def test_a_cancel_that_waits_for_logs_asks_the_next_dispatcher() -> None:
 
 def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
     """The previous dispatcher got its end; this node then reads that log."""
-    world = behind(task_record("t", live_attempt(B)), b=1)
+    world = behind(task_record("t", live_attempt(B, EARLIER)), b=1)
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert effects == []
 
@@ -490,7 +494,7 @@ def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
         LoadQueued(1, -1, 1000),
     ]
     world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment(2))
-    ended = Attempt(attempt(), B, AttemptState.OK, outcome())
+    ended = Attempt(EARLIER, B, AttemptState.OK, outcome())
     found(world, task_record("t", ended), at=2)
 
     assert world.dispatch.outstanding(B) == 0
@@ -502,25 +506,44 @@ def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
     assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
 
 
+def test_an_attempt_of_this_epoch_that_its_worker_has_lost_is_in_no_other_log() -> None:
+    """Nothing would look at it again: the disk may not have its start by then."""
+    world = behind(b=1)
+    world.dispatch.on_reattach(*reattach_report("b", 1), moment(1))
+    effects = world.dispatch.on_submitted(submission(), moment(1))
+    (start,) = [f for f in appended_facts(effects) if isinstance(f, Assigned)]
+
+    back = Reattach((), 1, NodeState.READY)
+    world.dispatch.on_worker_down(B, moment(2))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(2))
+    effects = world.dispatch.on_reattach(B, back, moment(2))
+
+    end, again = appended_facts(effects)
+    assert isinstance(end, Finished)
+    assert (end.attempt, end.outcome.reason) == (start.attempt, EndReason.LOST)
+    assert isinstance(again, Assigned)
+    assert again.task == start.task
+
+
 def test_an_attempt_without_an_end_in_all_logs_is_lost() -> None:
     """Its worker does not list it, and no log has its end."""
-    world = behind(task_record("t", live_attempt(B)), b=1)
+    world = behind(task_record("t", live_attempt(B, EARLIER)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     world.dispatch.reconciler.trust_log()
     world.dispatch.on_remote_entries(moment(9))
 
-    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
+    live = LiveLoaded(1, (task_record("t", live_attempt(B, EARLIER)),))
     effects = world.dispatch.on_live_loaded(live, moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, EARLIER, B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
 
 def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     """A node that sends nothing may delay the task no longer."""
-    world = behind(task_record("t", live_attempt(B)), b=1)
+    world = behind(task_record("t", live_attempt(B, EARLIER)), b=1)
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert world.timers.next_at() == moment(5).mono_s
 
@@ -528,18 +551,18 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     assert isinstance(warning, LogLine)
     assert warning.event == LOGS_GIVEN_UP
     assert asked == [LoadLive(1, 0, 1000), LoadQueued(1, -1, 1000)]
-    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
+    live = LiveLoaded(1, (task_record("t", live_attempt(B, EARLIER)),))
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, EARLIER, B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
 
 def test_the_log_of_a_worker_that_came_back_is_awaited_for_a_bounded_time() -> None:
     """It may never arrive, as its disk may fail."""
-    world = dispatcher_with(live=(task_record("t", live_attempt(B)),))
+    world = dispatcher_with(live=(task_record("t", live_attempt(B, EARLIER)),))
     world.dispatch.on_worker_up(node_info(B, 1), moment(4))
     world.dispatch.reconciler.await_logs(moment(4))
 
@@ -547,18 +570,18 @@ def test_the_log_of_a_worker_that_came_back_is_awaited_for_a_bounded_time() -> N
     assert world.dispatch.on_reattach(B, back, moment(4)) == []
     assert world.dispatch.on_time(moment(8)) == []
     world.dispatch.on_time(moment(9))
-    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
+    live = LiveLoaded(1, (task_record("t", live_attempt(B, EARLIER)),))
     effects = world.dispatch.on_live_loaded(live, moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, EARLIER, B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
 
 def test_a_listed_later_attempt_counts_until_all_logs_are_read() -> None:
     """The previous dispatcher had replaced the attempt in the log."""
-    world = behind(task_record("t", live_attempt(A)), a=1, b=1)
+    world = behind(task_record("t", live_attempt(A, EARLIER)), a=1, b=1)
     world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
 
@@ -566,7 +589,7 @@ def test_a_listed_later_attempt_counts_until_all_logs_are_read() -> None:
 
     assert appended_facts(effects) == [
         Assigned(T, attempt(2), B),
-        Finished(T, attempt(), A, superseded_end(moment(1))),
+        Finished(T, EARLIER, A, superseded_end(moment(1))),
     ]
     assert effects[1:] == []
     assert world.dispatch.outstanding(B) == 1
@@ -654,7 +677,7 @@ def test_an_attempt_of_an_absent_worker_that_ended_in_the_log_is_dropped() -> No
 
 def test_a_worker_has_room_again_when_its_attempt_runs_elsewhere() -> None:
     """It runs nothing, so no report of an end frees the slot."""
-    world = behind(task_record("t", live_attempt(A)), a=1, b=1)
+    world = behind(task_record("t", live_attempt(A, EARLIER)), a=1, b=1)
     world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment(1))
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
     world.dispatch.on_reattach(B, back, moment(1))
