@@ -59,6 +59,8 @@ RESCAN_BYTES_MAX = 1 << 20
 SUBJECT_MAX = 128
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEYED_ID = re.compile(r"task-[0-9]{12}-[0-9a-f]{8}(\.|$)")
+"""Ids that the dispatcher derives from idempotency keys, and those of their members."""
 _MSGSPEC_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
@@ -301,6 +303,13 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
     if task.id is not msgspec.UNSET:
         if not _ID.fullmatch(task.id) or task.id in (".", ".."):
             _raise_invalid(f"{_json_path(index)}.id", "invalid id")
+        # It could be the id of a retry, or of a key that somebody else will use.
+        if _KEYED_ID.match(task.id):
+            _raise_invalid(
+                f"{_json_path(index)}.id",
+                "ids like this are made from an `Idempotency-Key`",
+                "another id",
+            )
         chosen = TaskId(task.id)
     return TaskDraft(
         task.command,

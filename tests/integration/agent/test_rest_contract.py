@@ -321,6 +321,19 @@ def test_a_client_chosen_id_is_used_once(front: Front) -> None:
     assert front.ask("GET", f"{TASKS}/{name}.b").status == 404
 
 
+def test_a_chosen_id_takes_the_place_of_no_key(front: Front) -> None:
+    """Everybody can compute the id of a retry, and that of a key that others reuse."""
+    body, key = {"command": "true"}, f"nightly-{time.monotonic_ns()}"
+    derived = front.submit(body, Idempotency_Key=key)["id"]
+    free = derived[:-1] + ("1" if derived[-1] == "0" else "0")
+
+    for name in (free, f"{free}.7", f"{free}.all"):
+        answer = front.ask("POST", TASKS, [body | {"id": name}])
+        assert (answer.status, answer.body["field"]) == (400, "$[0].id"), name
+    for name in (f"x-{free}", f"{free}7"):
+        assert front.submit(body | {"id": name})["id"] == name
+
+
 def test_roles_limit_the_rights_of_a_token(front: Front) -> None:
     """Decision 9: viewers read, clients cancel their own, and none mints tokens."""
     ann, bob = front.token("client", "ann"), front.token("client", "bob")
