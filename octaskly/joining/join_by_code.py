@@ -208,6 +208,7 @@ class JoinClient:
                     if isinstance(reply, _Failure):
                         failures.append(reply)
                         continue
+                    limit.reschedule(None)  # `EXCHANGE_S` bounds the exchange.
                     with contextlib.closing(reply.conversation):
                         try:
                             return await self._prove_code(reply, code)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,12 @@ from octaskly.joining.invites import (
     OPEN_INVITES_MAX,
     InviteServer,
 )
-from octaskly.joining.join_by_code import JoinClient, JoinTarget, resolve_target
+from octaskly.joining.join_by_code import (
+    NEXT_MEMBER_S,
+    JoinClient,
+    JoinTarget,
+    resolve_target,
+)
 from octaskly.joining.key_exchange import (
     DIGIT_COUNT,
     SHARE_BYTES,
@@ -399,6 +405,30 @@ async def test_of_two_invites_with_one_number_the_code_finds_its_own(
         assert elm.place is not None
         joiner = JoinClient("bay", b"k" * 32, elm.clock, lambda _: None)
 
+        admitted = await joiner.join_by_code(code, found(ash.place, elm.place))
+
+        assert admitted.secret_text == KEYRING
+
+
+async def test_a_slow_member_is_given_its_time_after_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its code would be burnt, and the other member blamed."""
+    monkeypatch.setattr("octaskly.joining.invites.SLOT_MAX", 1)
+    async with member() as ash, member() as elm:
+        await ash.invite()
+        code = await elm.invite()
+        assert ash.place is not None
+        assert elm.place is not None
+        joiner = JoinClient("bay", b"k" * 32, elm.clock, lambda _: None)
+
+        send = elm.invites._send_secret
+
+        async def send_slowly(*what: Any) -> bool:
+            await asyncio.sleep(NEXT_MEMBER_S + 0.1)
+            return await send(*what)
+
+        monkeypatch.setattr(elm.invites, "_send_secret", send_slowly)
         admitted = await joiner.join_by_code(code, found(ash.place, elm.place))
 
         assert admitted.secret_text == KEYRING
