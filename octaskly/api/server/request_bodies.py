@@ -3,7 +3,8 @@
 A body stays in memory until its request is answered, and some may have 32 MiB. A client
 with a token could send one on each connection at the same time, so a body that exceeds
 the total is refused with 503. The first bytes of each body are not counted, so small
-bodies are always accepted. `Route.body_bytes_max` is the limit of one body.
+bodies are always accepted. `Route.body_bytes_max` is the limit of one body; where no
+token is needed, bodies are small.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from octaskly.api.http.handler_types import BYTES, JSON, RequestInfo, Route
+from octaskly.api.http.handler_types import (
+    BYTES,
+    JSON,
+    Access,
+    RequestInfo,
+    Route,
+)
 from octaskly.api.problems import Problem, status_problem
 
 SMALL_BODY_BYTES: Final = 64 << 10
@@ -43,6 +50,8 @@ class BodyReader:
             BYTES if route.is_body_streamed else JSON,
             route.body_bytes_max,
         )
+        if route.access in (Access.PUBLIC, Access.READ_OR_LOCAL):
+            bytes_max = SMALL_BODY_BYTES  # Strangers take no room of other clients.
         if request.content_type != media:
             raise status_problem(415, f"send Content-Type: {media}")
         if route.is_body_streamed:

@@ -13,6 +13,7 @@ import pytest
 
 from octaskly.api import HttpTimeouts
 from octaskly.api.security.origin_checks import AllowList
+from octaskly.api.server.request_bodies import SMALL_BODY_BYTES
 from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
 from octaskly.errors import TrustError
 from octaskly.ports.tokens import Principal
@@ -436,6 +437,18 @@ async def test_b12_body_over_its_limit(node: ApiNode) -> None:
     assert_problem(tasks, 413)
     assert_problem(tokens, 413)
     assert tasks.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "route", [("POST", "/api/v1/sessions"), ("GET", "/health"), ("GET", "/metrics")]
+)
+async def test_bodies_are_small_where_no_token_is_needed(
+    node: ApiNode, route: tuple[str, str]
+) -> None:
+    """Those of all others count in one sum, which strangers could use up."""
+    answer = await node.ask(*route, headers=JSON, body=b" " * (SMALL_BODY_BYTES + 1))
+
+    assert_problem(answer, 413)
 
 
 async def test_b12_endless_chunks(node: ApiNode) -> None:
