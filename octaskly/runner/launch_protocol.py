@@ -20,6 +20,10 @@ From the launcher:
 - `back` key: the attempt was not started.
 - `refused` key reason: the machine lacked a resource to start the attempt.
 - `end` key: the attempt ended; `launch_messages.outcome_of_end` reads the other fields.
+
+Before a launcher starts an attempt, it writes the key to a file in memory, which the
+agent reads when the launcher has exited. Orders have increasing keys, and are begun in
+this order, so the agent knows those that had not begun.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ class StartOrder:
         "argv",
         "attempt",
         "command",
+        "is_repeated",
         "key",
         "limit_enforcer",
         "marker",
@@ -95,6 +96,7 @@ class StartOrder:
         self.key = key
         self.task = task.encode()
         self.attempt = attempt.encode()
+        self.is_repeated = attempt != "1"  #: an attempt at this task came before
         self.marker = marker.encode()  #: globally unique to this attempt
         self.command = command  #: UTF-8
         text = command.decode("utf-8", "surrogatepass")
@@ -212,6 +214,7 @@ class AttemptProcess:
         "ended_s",
         "grace_s",
         "has_requested_file",
+        "is_repeated",
         "key",
         "marker",
         "output_file",
@@ -240,6 +243,7 @@ class AttemptProcess:
         started_at: tuple[float, int],
     ) -> None:
         self.key = order.key
+        self.is_repeated = order.is_repeated
         self.slot = slot
         self.pid = pid
         self.stdout, self.stderr = readers

@@ -12,6 +12,7 @@ the control socket closes, the agent is gone, and the launcher kills every proce
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import resource
 import select
@@ -27,7 +28,7 @@ if __name__ == "__main__":
     # Isolated mode omits the folders of msgpack and of this package, so the agent
     # passes them. The script's own folder is dropped: it would make its modules
     # top-level.
-    sys.path[:] = [*sys.argv[3:], *sys.path[1:]]
+    sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
 
 from octaskly.runner.launch_protocol import (
     FrameBuffer,
@@ -65,10 +66,21 @@ KILL_GIVE_UP_S = 5.0  #: after this, report a process stuck in the kernel
 
 
 class Launcher:
-    """Runs orders in a fixed number of slots."""
+    """Runs orders in a fixed number of slots.
 
-    def __init__(self, control: socket.socket, settings: dict[str, object]) -> None:
-        self._control = control
+    Args:
+        control: The socket to the agent.
+        begun_key: Memory for the key of the last order that was begun.
+        settings: The launcher's settings.
+    """
+
+    def __init__(
+        self,
+        control: socket.socket,
+        begun_key: memoryview,
+        settings: dict[str, object],
+    ) -> None:
+        self._control, self._begun_key = control, begun_key
         self._spawn_context = SpawnContext(
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
@@ -84,6 +96,7 @@ class Launcher:
         self._undrained: list[AttemptProcess] = []
         self._waiting: deque[StartOrder] = deque()
         self._running: dict[int, AttemptProcess] = {}  # by pid
+        self._repeated = 0  # running attempts that are not the first of their task
         # Attempts whose pipes are not registered yet, oldest first.
         self._unwatched: deque[AttemptProcess] = deque()
         # By the descriptor of a registered pipe.
@@ -126,7 +139,7 @@ class Launcher:
             self._drain_ended()
             now_s = time.monotonic()
             self._run_timers(now_s)
-            self._outbox.send_due(len(self._waiting), now_s)
+            self._outbox.send_due(0 if self._repeated else len(self._waiting), now_s)
         self._drain_ended()
         self._kill_all()
         self._outbox.send_all()
@@ -257,6 +270,11 @@ class Launcher:
             self._start_attempt(self._waiting.popleft())
 
     def _start_attempt(self, order: StartOrder) -> None:
+        if order.is_repeated or self._repeated:
+            # It may have ended a launcher before: results must not be lost with this.
+            self._drain_ended()
+            self._outbox.send_due(0, time.monotonic())
+        self._begun_key[0] = order.key
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
         slot = self._slots.acquire_slot(order.limit_enforcer)
         try:
@@ -274,6 +292,7 @@ class Launcher:
             if slot.group is not None:
                 self._slots.leave_group()
         self._running[child.pid] = child
+        self._repeated += order.is_repeated
         self._unwatched.append(child)
         self._deadlines.add_task(child)
 
@@ -293,6 +312,7 @@ class Launcher:
         while self._exits:
             pid, status, usage = self._exits.popleft()
             child = self._running.pop(pid)
+            self._repeated -= child.is_repeated
             now_s = self._last_end_s = time.monotonic()
             child.mark_exited(
                 status, usage, now_s=now_s, now_ms=int(time.time() * 1000)
@@ -393,16 +413,18 @@ def restore_core_limit(bytes_max: int) -> None:
 
 
 def main() -> None:
-    """Run as `launcher.py CONTROL_FD SETTINGS FOLDER...`."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    """Run as `launcher.py CONTROL_FD BEGUN_FD SETTINGS FOLDER...`."""
+    control, begun_fd = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     control.set_inheritable(False)
     # Tasks must not inherit descriptors that the agent inherited from its parent.
     names = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
-    os.closerange(control.fileno() + 1, max(map(int, names)) + 1)
+    os.closerange(begun_fd + 1, max(map(int, names)) + 1)
+    begun_key = memoryview(mmap.mmap(begun_fd, 0)).cast("Q")
+    os.closerange(control.fileno() + 1, begun_fd + 1)
     become_subreaper()
     raise_oom_score()
-    settings = decode_settings(sys.argv[2])
-    launcher = Launcher(control, settings)
+    settings = decode_settings(sys.argv[3])
+    launcher = Launcher(control, begun_key, settings)
     if settings["core_bytes"] is not None:
         restore_core_limit(int(str(settings["core_bytes"])))
     if settings["user"]:  # `Launcher` has opened what only the agent's user may open.

@@ -28,10 +28,11 @@ BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks: their results come every 50 ms
 class PoolAttempt(Struct, eq=False):
     """An attempt in the pool, from its arrival to its report."""
 
-    key: int
+    place: int  #: in the order of arrival, which the waiting attempts keep
     attempt: AttemptId
     spec: TaskSpec
     waiting_since_s: float
+    key: int = 0  #: of its latest order to a launcher; that of a later order is higher
     slots: int = 1  #: that it takes
     gpus_requested: int = 0
     gpus: tuple[str, ...] = ()  #: the GPUs assigned to it

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from octaskly.runner import launch_protocol
@@ -14,7 +15,8 @@ from octaskly.runner.launch_protocol import RESET_SIGNALS
 from octaskly.runner.launcher import launcher
 from octaskly.runner.python_command import import_folders, python_argv
 
-CONTROL_FD = 3
+CONTROL_FD, BEGUN_FD = 3, 4  #: the launcher's descriptors
+KEY_BYTES = 8
 STOP_S = 6.0  #: timeout for a closing launcher to kill its process trees
 
 #: Variables that concern only the agent and are never passed to tasks.
@@ -92,35 +94,17 @@ class LauncherProcess:
         self._is_blocked = False  #: the socket buffer is full; the rest is sent later
         self._fds: list[int] = []  #: to be sent with the bytes in the outbox
         self.was_ready = False  #: it has started completely, and can run orders
-        self._control, theirs = socket.socketpair()
+        self.begun_key = 0  #: of the last order that it began; known at its exit
+        with ExitStack() as on_error:
+            self._control, theirs = socket.socketpair()
+            on_error.enter_context(self._control)
+            with theirs:
+                self._begun_fd = os.memfd_create("begun", os.MFD_CLOEXEC)
+                on_error.callback(os.close, self._begun_fd)
+                os.write(self._begun_fd, bytes(KEY_BYTES))
+                self.pid = _spawn(settings, env, theirs.fileno(), self._begun_fd)
+            on_error.pop_all()
         self._control.settimeout(0)
-        words = [
-            *python_argv(launcher.__file__),
-            *(str(CONTROL_FD), launch_protocol.encode_settings(settings)),
-            *import_folders(),
-        ]
-        null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self.pid = os.posix_spawn(
-                words[0],
-                words,
-                env,
-                file_actions=(
-                    (os.POSIX_SPAWN_DUP2, null_fd, 0),
-                    (os.POSIX_SPAWN_DUP2, null_fd, 1),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
-                ),
-                # Its own session, so that Ctrl-C reaches the agent alone.
-                setsid=True,
-                setsigdef=RESET_SIGNALS,
-                setsigmask=(),
-            )
-        except OSError:
-            self._control.close()
-            raise
-        finally:
-            os.close(null_fd)
-            theirs.close()
         self._pid_fd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._control, self._receive)
         self._loop.add_reader(self._pid_fd, self._on_exited)
@@ -199,6 +183,9 @@ class LauncherProcess:
         os.waitpid(self.pid, 0)
         self._loop.remove_reader(self._pid_fd)
         os.close(self._pid_fd)
+        key = os.pread(self._begun_fd, KEY_BYTES, 0)
+        self.begun_key = int.from_bytes(key, sys.byteorder)
+        os.close(self._begun_fd)
         while data := self._read():
             self._handle_data(data)
         self._loop.remove_reader(self._control)
@@ -229,3 +216,36 @@ class LauncherProcess:
         except TimeoutError:
             return False
         return True
+
+
+def _spawn(
+    settings: Mapping[str, object],
+    env: Mapping[str, str],
+    control_fd: int,
+    begun_fd: int,
+) -> int:
+    """Start a launcher; return its pid."""
+    words = [
+        *python_argv(launcher.__file__),
+        *(str(CONTROL_FD), str(BEGUN_FD)),
+        *(launch_protocol.encode_settings(settings), *import_folders()),
+    ]
+    null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return os.posix_spawn(
+            words[0],
+            words,
+            env,
+            file_actions=(
+                (os.POSIX_SPAWN_DUP2, null_fd, 0),
+                (os.POSIX_SPAWN_DUP2, null_fd, 1),
+                (os.POSIX_SPAWN_DUP2, control_fd, CONTROL_FD),
+                (os.POSIX_SPAWN_DUP2, begun_fd, BEGUN_FD),
+            ),
+            # Its own session, so that Ctrl-C reaches the agent alone.
+            setsid=True,
+            setsigdef=RESET_SIGNALS,
+            setsigmask=(),
+        )
+    finally:
+        os.close(null_fd)

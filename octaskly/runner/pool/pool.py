@@ -102,7 +102,7 @@ class Pool:
         with_cgroups: Whether to create cgroups for launchers where that is allowed.
     """
 
-    _last_key = 0
+    _last_place = _last_key = 0
     _is_closing = False
     _overdue_timer: asyncio.TimerHandle | None = None
     _room_lacked_s = -inf  #: when an attempt was last returned for lack of room
@@ -195,9 +195,9 @@ class Pool:
             name = (spec.id, attempt)
             if name in self._attempts:
                 continue
-            self._last_key += 1
+            self._last_place += 1
             item = self._attempts[name] = PoolAttempt(
-                self._last_key, attempt, spec, now_s
+                self._last_place, attempt, spec, now_s
             )
             self._reports.expect_report(spec.id)
             if self._is_closing:
@@ -352,7 +352,7 @@ class Pool:
         elif item.return_reason is not None:
             self._end_attempt(item, released_outcome(item.return_reason))
         else:
-            insort(self._waiting, item, key=attrgetter("key"))
+            insort(self._waiting, item, key=attrgetter("place"))
 
     def _on_attempt_end(
         self, state: LauncherState, item: PoolAttempt, fields: list[Any]
@@ -374,11 +374,9 @@ class Pool:
     def _on_launcher_exit(self, state: LauncherState) -> None:
         """Kill the tasks of a launcher that has exited, then release its attempts.
 
-        A launcher that exited before it was ready has run nothing, for example because
-        the program was upgraded under the running agent. No task caused that, so its
-        attempts are requeued.
+        Those that it had not begun are requeued: none of them caused the exit.
         """
-        may_have_begun = state.process is not None and state.process.was_ready
+        begun_key = 0 if state.process is None else state.process.begun_key
         state.process = None
         if self._is_closing:
             return
@@ -388,16 +386,16 @@ class Pool:
         kill = partial(
             kill_lost_attempts, self._task_user_ops, lost, state.folder, adopted
         )
-        on_killed = partial(self._on_lost_killed, lost, may_have_begun=may_have_begun)
+        on_killed = partial(self._on_lost_killed, lost, begun_key)
         self._in_thread(on_killed, kill)
 
     def _on_lost_killed(
-        self, lost: list[PoolAttempt], _: object, *, may_have_begun: bool
+        self, lost: list[PoolAttempt], begun_key: int, _: object
     ) -> None:
         self._launchers.reap_orphans()
         for item in lost:
             self._resources.release(item)
-            if may_have_begun:
+            if item.key <= begun_key:
                 self._end_attempt(
                     item, released_outcome(EndReason.LOST, "its launcher died")
                 )
@@ -429,6 +427,8 @@ class Pool:
             except OSError as error:
                 self._return_unstarted(item, str(error.strerror))
                 continue
+            self._last_key += 1
+            item.key = self._last_key
             state.attempts[item.key] = item
             begun += 1
             self._resources.allocate(item)

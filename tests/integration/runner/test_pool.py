@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
 from octaskly.config.task_account import DEFAULT_INHERITED
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.capture import OutputReader
@@ -641,6 +642,46 @@ def _parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+async def _run_short_tasks(made: Rig) -> None:
+    """Run some, so that later ones wait in the launcher."""
+    for _ in range(5):
+        await made.run_all(["true"] * 50)
+
+
+async def test_attempts_that_waited_in_a_killed_launcher_are_not_lost(
+    tmp_path: Path,
+) -> None:
+    """They run in the next one, like those that had not been sent to a launcher."""
+    async with rig(tmp_path, slots=1) as made:
+        await _run_short_tasks(made)
+        before = [made.item("true") for _ in range(50)]
+        killer = made.item("kill -9 $PPID; sleep 60")
+        after = [made.item("echo after") for _ in range(50)]
+        made.pool.start_attempts([*before, killer, *after])
+        assert (await made.ended(killer[1])).reason is EndReason.LOST
+
+        for _, spec in after:
+            assert (await made.ended(spec)).stdout == b"after\n"
+
+
+async def test_results_do_not_wait_behind_an_attempt_that_is_repeated(
+    tmp_path: Path,
+) -> None:
+    """It may have killed a launcher before, and would take them along."""
+    async with rig(tmp_path, slots=2) as made:
+        await _run_short_tasks(made)
+        before = [made.item("true") for _ in range(50)]
+        first, spec = made.item("sleep 0.02; kill -9 $PPID; sleep 60")
+        killer = AttemptId(first.term, first.stream, first.seq, 2), spec
+        after = [made.item("true") for _ in range(50)]
+        made.pool.start_attempts([*before, killer, *after])
+        assert (await made.ended(spec)).reason is EndReason.LOST
+
+        ends = [await made.ended(each) for _, each in [*before, *after]]
+        # One of them may have run when the launcher was killed.
+        assert sum(end.reason is EndReason.LOST for end in ends) <= 1
+
+
 async def test_launchers_start_with_the_first_attempt(tmp_path: Path) -> None:
     """An idle node has none."""
     async with rig(tmp_path) as made:
@@ -756,7 +797,6 @@ def test_a_launcher_whose_agent_died_exits_silently(
 ) -> None:
     """Its stderr is the agent's log."""
     agent, control = socket.socketpair()
-    agent.close()
     settings = {
         "workdir": str(tmp_path),
         "node": "oak",
@@ -770,15 +810,16 @@ def test_a_launcher_whose_agent_died_exits_silently(
         "slots": 1,
         **DEFAULT_INHERITED._asdict(),
     }
-    words = [
-        *python_argv(launcher.__file__),
-        *(str(control.fileno()), encode_settings(settings)),
-        *import_folders(),
-    ]
-    with control:
-        done = subprocess.run(
-            words, pass_fds=(control.fileno(),), capture_output=True, check=False
-        )
+    with control, TemporaryFile() as begun:
+        begun.write(bytes(8))
+        begun.flush()
+        agent.close()
+        fds = control.fileno(), begun.fileno()
+        words = [
+            *(*python_argv(launcher.__file__), *map(str, fds)),
+            *(encode_settings(settings), *import_folders()),
+        ]
+        done = subprocess.run(words, pass_fds=fds, capture_output=True, check=False)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
