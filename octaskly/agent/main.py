@@ -27,7 +27,7 @@ from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.task_account import InheritedSettings
 from octaskly.errors import ConfigError, StoreError
 from octaskly.mesh.discovery.mdns_scan import FIRST_SCAN_S, scan_meshes
-from octaskly.system.log import Logger, configure, startup_filter
+from octaskly.system.log import Logger, configure, startup_filter, use_lossy_stderr
 
 EXIT_FAILED = 1
 
@@ -45,6 +45,7 @@ def run(
         environ: The environment.
         creates_mesh: Without a secret, create a mesh although another one is in sight.
     """
+    use_lossy_stderr()
     options = config.options
     hidden = startup_filter(options.log_format, options.log_level)
     log = configure(options.log_format, options.log_level, environ, hidden)

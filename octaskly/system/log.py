@@ -8,11 +8,15 @@ and has a priority in the journal, too. Values are escaped, so an event is one l
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
+import select
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final, Protocol, cast
 
@@ -59,6 +63,61 @@ class Logger(Protocol):
 
     def bind(self, **fields: Any) -> Logger:
         """Return a logger that adds these fields to each event."""
+
+
+class _LossyFile(io.FileIO):
+    """A file on which a write neither waits nor fails: what has no room now is lost.
+
+    A text that was written in part is completed before the next one.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w")
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._unwritten = b""
+
+    def write(self, data: Any, /) -> int:
+        """Write as much as there is room for; return the whole length."""
+        self._write_rest()
+        if not self._unwritten:
+            self._unwritten = bytes(data)
+            self._write_rest()
+        return len(data)
+
+    def _write_rest(self) -> None:
+        with suppress(OSError):
+            while self._unwritten and self._poll.poll(0):
+                # A pipe that is ready has room for so much.
+                written = super().write(self._unwritten[: select.PIPE_BUF])
+                if not written:
+                    return
+                self._unwritten = self._unwritten[written:]
+
+
+def use_lossy_stderr() -> None:
+    """Replace `sys.stderr` by one on which a write neither waits nor fails.
+
+    A node must go on if the disk of its log is full, if the reader of its log has
+    ended or no longer reads, or if its terminal is stopped or gone.
+    """
+    file = _LossyFile(_reopen(sys.stderr.fileno()))
+    sys.stderr = io.TextIOWrapper(
+        cast("Any", file), sys.stderr.encoding, "backslashreplace", write_through=True
+    )
+
+
+def _reopen(descriptor: int) -> int:
+    """Return another descriptor of a file; if possible, a write to it never waits.
+
+    Other programs write to the same terminal or pipe, too, and must go on waiting. So
+    the flag O_NONBLOCK needs an open file of our own.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with suppress(OSError):  # It is a socket, or another user's.
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+            return os.open(f"/proc/self/fd/{descriptor}", flags)
+    return os.dup(descriptor)
 
 
 class StartupFilter:

@@ -44,7 +44,7 @@ from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.processes.proc_tree import become_subreaper
 from octaskly.system.clock import SystemClock
-from octaskly.system.log import Logger, configure, log_line
+from octaskly.system.log import Logger, configure, log_line, use_lossy_stderr
 from octaskly.system.machine_stats import LoadSampler
 from octaskly.trust import NodeKey
 from octaskly.trust.tls import VisitGrant, VisitorTls
@@ -253,6 +253,7 @@ def run(
     environ: MutableMapping[str, str] = os.environ,
 ) -> int:
     """Run a visitor until its visit is over; return the exit code of the process."""
+    use_lossy_stderr()
     log = configure(config.options.log_format, config.options.log_level, environ, None)
     config = replace(
         config, inherited=InheritedSettings(os.umask(0o077), disable_core_dumps())

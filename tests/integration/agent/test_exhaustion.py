@@ -39,6 +39,14 @@ def node_of(agent: Agent, name: str) -> dict[str, Any]:
     return found
 
 
+def test_a_node_whose_log_cannot_be_written_runs_tasks(tmp_path: Path) -> None:
+    """As when only the disk of the log is full."""
+    prefix = ("sh", "-c", 'exec "$@" 2>/dev/full', "sh")
+    agent = start(tmp_path, "solo", "--log-level", "debug", prefix=prefix)
+    with ending(agent):
+        assert finished(agent, submit(agent, "echo well"))["stdout"] == "well\n"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_node_with_a_full_disk_accepts_no_work_and_recovers_alone(
     tmp_path: Path,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import select
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,3 +101,92 @@ def test_lines_carry_a_priority_if_the_journal_reads_them(
     assert line.startswith(prefix)
     assert "disk is low" in line
     assert line.count("\n") == 1
+
+
+LOSSY_LOG = """
+from octaskly.system.log import configure, use_lossy_stderr
+use_lossy_stderr()
+log = configure("json", "info", {})
+for _ in range(300):
+    log.warning("disk is low", more="x" * 3_000)
+print("going on", flush=True)
+input()
+log.warning("disk is full")
+"""
+
+
+@contextmanager
+def lossy_log(stderr: int, redirection: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Run a process that logs much, says so, and logs one more line when asked."""
+    shell = ("sh", "-c", f'exec "$@" {redirection}', "sh")
+    with subprocess.Popen(
+        [*shell, sys.executable, "-c", LOSSY_LOG],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", ""])
+def test_a_log_that_cannot_be_written_stops_nothing(redirection: str) -> None:
+    """The disk is full, or the program that reads it has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with lossy_log(writer, redirection) as process:
+            stdout, _ = process.communicate("\n", timeout=60)
+    finally:
+        os.close(writer)
+
+    assert (stdout, process.returncode) == ("going on\n", 0)
+
+
+def terminal() -> tuple[int, int]:
+    """Return both ends of a terminal that changes nothing."""
+    reader, writer = os.openpty()
+    tty.setraw(writer)
+    return reader, writer
+
+
+def sockets() -> tuple[int, int]:
+    """Return both ends of a connection, as to the systemd journal."""
+    reader, writer = socket.socketpair()
+    return reader.detach(), writer.detach()
+
+
+def text_in(reader: int) -> str:
+    """Return what there is to read, until there is nothing for a moment."""
+    text = b""
+    while select.select([reader], [], [], 0.3)[0]:
+        text += os.read(reader, 1 << 16)
+    return text.decode()
+
+
+@pytest.mark.parametrize("open_ends", [os.pipe, terminal, sockets])
+def test_a_log_that_nobody_reads_stops_nothing(
+    open_ends: Callable[[], tuple[int, int]],
+) -> None:
+    """Once it is read again, it goes on; each line in it is whole."""
+    reader, writer = open_ends()
+    try:
+        with lossy_log(writer) as process:
+            assert process.stdin
+            assert process.stdout
+            assert select.select([process.stdout], [], [], 60)[0]
+            text = text_in(reader)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.wait(60) == 0
+        text += text_in(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    events = [json.loads(line)["event"] for line in text.splitlines()]
+    assert events == ["disk is low"] * (len(events) - 1) + ["disk is full"]
+    assert 2 < len(events) < 300
