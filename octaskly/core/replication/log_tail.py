@@ -19,6 +19,7 @@ from octaskly.core.log.facts import (
     MembersSucceeded,
     Recorded,
     Submitted,
+    TaskCancelled,
 )
 from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.ids import (
@@ -174,6 +175,8 @@ def _entry_size_bytes(entry: Entry) -> int:
         return ENTRY_BYTES + fact.spec.size_bytes
     if isinstance(fact, MembersAssigned | MembersSucceeded):
         return ENTRY_BYTES + MEMBER_BYTES * fact.count
+    if isinstance(fact, TaskCancelled):
+        return ENTRY_BYTES + CHAR_BYTES * len(fact.by)
     if isinstance(fact, Recorded):
         return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
     if isinstance(fact, Floor):

@@ -152,6 +152,7 @@ def test_every_text_of_an_entry_counts() -> None:
         Submitted(spec(command="x" * chars)),
         Submitted(replace(task, inputs=paths)),
         Submitted(replace(task, outputs=paths)),
+        TaskCancelled(task.id, "x" * chars),
         Finished(task.id, attempt(), node_id("b"), outcome(stdout=b"x" * chars)),
         Finished(task.id, attempt(), node_id("b"), outcome(detail="x" * chars)),
         Finished(
