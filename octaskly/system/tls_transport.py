@@ -13,6 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from octaskly.system.long_bodies import (
@@ -557,7 +558,8 @@ class TlsTransport(asyncio.Transport):
         self._start_turn()
         if self._in_thread:
             # Its descriptor could be another connection's before the thread is done.
-            socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
+            with suppress(OSError):  # The client has reset it.
+                socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
         else:
             self._tls.close()
         self._loop.call_soon(self._disconnect_protocol, error)

@@ -7,6 +7,8 @@ import hashlib
 import os
 import socket
 import ssl
+import struct
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -335,6 +337,30 @@ async def test_a_transfer_that_ends_in_its_thread_ends(file: Path) -> None:
                 await sending
             await pair.lost()
             writer.transport.abort()
+
+
+async def test_a_transfer_ends_if_the_client_has_ended_before() -> None:
+    """The node aborts a connection that its client has reset meanwhile."""
+    may_read = threading.Event()  #: until then, the file is on a slow disk
+
+    def read_next() -> bytes:
+        may_read.wait(WAIT_S_MAX)
+        return b"x"
+
+    async with connected() as (pair, _, writer):
+        sending = asyncio.create_task(pair.transport.send_from(read_next))
+        await asyncio.sleep(0)
+        no_time = struct.pack("ii", 1, 0)
+        client = writer.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
+        writer.transport.abort()
+        await until(lambda: client.fileno() == -1)
+
+        pair.transport.abort()
+        may_read.set()
+        with pytest.raises(OSError):
+            await sending
+        await pair.lost()
 
 
 async def test_a_body_goes_past_the_protocol() -> None:
