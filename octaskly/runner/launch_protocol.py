@@ -3,7 +3,7 @@
 A frame on the control socket is a 4-byte big-endian length, then a msgpack list of
 messages. Each message is a list of its name and its fields.
 
-To the launcher:
+To the launcher, each with its descriptors, if any, in a system call of its own:
 
 - `run`: start an attempt; the fields are those of `launch_messages.build_start_order`.
 - `stop` key reason: end an attempt.
@@ -65,7 +65,7 @@ RESET_SIGNALS = (
 
 FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
-FDS_MAX = 16  #: descriptors that one system call sends
+FDS_MAX = 16  #: descriptors of one message
 
 #: Settings contain file names, which may be any bytes.
 NAME_ENCODING_ERRORS = "surrogateescape"
@@ -86,14 +86,20 @@ def pack_results(results: list[list[object]], output_bytes: int) -> bytes:
     return b"".join(pack_frame([end]) for end in results)
 
 
-def receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the received bytes, and descriptors that no child inherits."""
+def receive_with_fds(control: socket.socket) -> tuple[bytes, list[int] | None]:
+    """Return the received bytes, and descriptors that no child inherits.
+
+    Returns:
+        The bytes, and the descriptors that one system call sent; None if it sent none.
+        The kernel drops those that exceed the limit of this process.
+    """
     # `socket.recv_fds` ignores its `flags` argument.
-    data, ancillary, *_ = control.recvmsg(
+    data, ancillary, flags, _ = control.recvmsg(
         RECEIVE_BYTES, socket.CMSG_LEN(FDS_MAX * _FD.size), socket.MSG_CMSG_CLOEXEC
     )
-    fds = [fd for *_, items in ancillary for (fd,) in _FD.iter_unpack(items)]
-    return data, fds
+    if not (ancillary or flags & socket.MSG_CTRUNC):
+        return data, None
+    return data, [fd for *_, items in ancillary for (fd,) in _FD.iter_unpack(items)]
 
 
 def encode_settings(settings: Mapping[str, object]) -> str:

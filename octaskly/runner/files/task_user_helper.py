@@ -116,7 +116,7 @@ def serve_requests(control: socket.socket) -> None:
     inbox = FrameBuffer()
     while True:
         data, fds = receive_with_fds(control)
-        for fd in fds:
+        for fd in fds or ():
             os.close(fd)
         if not data:
             return

@@ -241,10 +241,12 @@ class TaskUserHelper:
     def _exchange(self, request: list[object]) -> tuple[int, Any, int]:
         assert self._control is not None
         self._control.sendall(launch_protocol.pack_frame([request]))
-        fds: list[int] = []
+        fds: list[int] | None = None
         while True:
-            data, more = launch_protocol.receive_with_fds(self._control)
-            fds += more
+            data, received = launch_protocol.receive_with_fds(self._control)
+            fds = fds if received is None else received
+            if fds == []:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not data:
                 raise OSError(errno.EPIPE, "it has ended")
             for message in self._frame_buffer.add_data(data):

@@ -11,6 +11,7 @@ the control socket closes, the agent is gone, and the launcher kills every proce
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
 import os
@@ -91,7 +92,8 @@ class Launcher:
         os.umask(int(str(settings["umask"])))
         self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
         self._frame_buffer = FrameBuffer()
-        self._received_fds: deque[int] = deque()  # arrive before their orders
+        # By message; they arrive before it.
+        self._received_fds: deque[list[int]] = deque()
         # Ended attempts: their slots are free, their pipes still open.
         self._undrained: list[AttemptProcess] = []
         self._waiting: deque[StartOrder] = deque()
@@ -184,8 +186,9 @@ class Launcher:
         except BlockingIOError:
             return
         except OSError:
-            data, fds = b"", []
-        self._received_fds.extend(fds)
+            data, fds = b"", None
+        if fds is not None:
+            self._received_fds.append(fds)
         if not data:
             self._is_closing = True
             return
@@ -195,19 +198,14 @@ class Launcher:
     def _handle_order(self, name: object, fields: list[object]) -> None:
         match name:
             case "run":
-                order = StartOrder(*fields, queued_s=time.monotonic())  # type: ignore[arg-type]
-                order.limit_enforcer = build_limit_enforcer(
-                    order.options, self._received_fds
-                )
-                if "has_stdin_file" in order.options:
-                    order.stdin_fd = self._received_fds.popleft()
-                self._waiting.append(order)
+                self._add_order(fields)
             case "stop":
                 self._stop_attempt(*fields)
             case "file":
-                self._attach_file(
-                    fields[0], self._received_fds.popleft() if fields[1] else None
-                )
+                fds: list[int] = []
+                with suppress(OSError):  # Without the file, the rest is only counted.
+                    fds = self._take_fds(int(bool(fields[1])))
+                self._attach_file(fields[0], fds[0] if fds else None)
             case "recall":
                 self._return_waiting()
             case "freeze" | "thaw":
@@ -215,6 +213,28 @@ class Launcher:
             case _:
                 assert name == "close"
                 self._is_closing = True
+
+    def _add_order(self, fields: list[object]) -> None:
+        order = StartOrder(*fields, queued_s=time.monotonic())  # type: ignore[arg-type]
+        try:
+            fds = self._take_fds(order.options.get("fds", 0))
+            if "has_stdin_file" in order.options:
+                order.stdin_fd = fds.pop()
+            order.limit_enforcer = build_limit_enforcer(order.options, fds)
+        except OSError as error:
+            order.close_stdin()
+            self._outbox.add_message("refused", order.key, str(error.strerror))
+        else:
+            self._waiting.append(order)
+
+    def _take_fds(self, count: int) -> list[int]:
+        """Return the descriptors of a message; raise OSError if some were dropped."""
+        fds = self._received_fds.popleft() if count else []
+        if len(fds) < count:
+            for fd in fds:
+                os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return fds
 
     def _stop_attempt(self, key: object, end_reason: object) -> None:
         # One that has ended already, by itself, counts as such.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -26,8 +27,13 @@ RESERVED_PREFIX = "OCTASKLY_"  #: variables with this prefix are set by the agen
 MEMBER_VARIABLES = (INDEX_VARIABLE, ITEM_VARIABLE)
 
 
-def build_start_order(item: PoolAttempt) -> list[object]:
-    """Return the `run` message of an attempt; the options are left out if empty."""
+def build_start_order(item: PoolAttempt, fds: Sequence[int]) -> list[object]:
+    """Return the `run` message of an attempt; the options are left out if empty.
+
+    Args:
+        item: The attempt.
+        fds: Descriptors that are sent along: those of its group, then that for stdin.
+    """
     spec = item.spec
     order: list[object] = [
         *("run", item.key, task_name(spec.id), str(item.attempt.n), item.marker),
@@ -38,13 +44,11 @@ def build_start_order(item: PoolAttempt) -> list[object]:
         if item.folder is not None:
             launch_options["folder"] = os.fsencode(item.folder)
         if (group := item.limit_group) is not None:
-            launch_options["group"] = [
-                os.fsencode(group.folder),
-                group.enforced,
-                len(group.fds),
-            ]
+            launch_options["group"] = [os.fsencode(group.folder), group.enforced]
         if item.stdin_fd is not None:
             launch_options["has_stdin_file"] = True
+        if fds:
+            launch_options["fds"] = len(fds)
         if item.gpus:
             env = {
                 **launch_options.get("env", {}),
@@ -61,9 +65,9 @@ def build_launch_options(options: TaskOptions) -> dict[str, Any]:
 
     `env` adds variables. `cwd`, `stdin`, `grace_s` and `limits` are present only if the
     task sets them. The keys of `limits` are the field names of `TaskLimits`.
-    `build_start_order` adds `folder`, the scratch folder; `has_stdin_file`, if a
-    descriptor for stdin is attached; and `group`: the cgroup's folder, the limits that
-    it enforces, and the number of descriptors that are attached before.
+    `build_start_order` adds `folder`, the scratch folder; `group`, the cgroup's folder
+    and the limits that it enforces; `has_stdin_file`, if a descriptor for stdin is sent
+    along; and `fds`, the number of descriptors that are.
     """
     launch_options: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_variable_allowed(pair[0])]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -92,7 +93,8 @@ class LauncherProcess:
         self._frame_buffer = launch_protocol.FrameBuffer()
         self._outbox = bytearray()
         self._is_blocked = False  #: the socket buffer is full; the rest is sent later
-        self._fds: list[int] = []  #: to be sent with the bytes in the outbox
+        #: Descriptors of messages in the outbox, to be sent with its bytes.
+        self._fds: deque[list[int]] = deque()
         self.was_ready = False  #: it has started completely, and can run orders
         self.begun_key = 0  #: of the last order that it began; known at its exit
         with ExitStack() as on_error:
@@ -110,21 +112,25 @@ class LauncherProcess:
         self._loop.add_reader(self._pid_fd, self._on_exited)
         self.exited = self._loop.create_future()  #: done when the process has ended
 
-    def send(self, messages: list[LauncherMessage], fds: Sequence[int] = ()) -> None:
+    def send(
+        self, messages: list[LauncherMessage], fds: Sequence[list[int]] = ()
+    ) -> None:
         """Send at once, or as soon as the socket buffer has room.
 
         Args:
             messages: What to send.
-            fds: Descriptors to send along; this object closes them.
+            fds: Descriptors of each message that has some; this object closes them.
         """
         self._outbox += launch_protocol.pack_frame(messages)
         self._fds += fds
         self._flush()
 
     def _flush(self) -> None:
-        while len(self._fds) > launch_protocol.FDS_MAX and self._send_piece(1):
-            pass  # Descriptors may arrive before their message, but never after it.
-        if len(self._fds) <= launch_protocol.FDS_MAX:
+        # Descriptors may arrive before their message, but never after it. Those of two
+        # messages are never sent together: if some are lost, it is known whose.
+        while len(self._fds) > 1 and self._send_piece(1):
+            pass
+        if len(self._fds) <= 1:
             self._send_piece(len(self._outbox))
         if bool(self._outbox) == self._is_blocked:
             return
@@ -136,7 +142,7 @@ class LauncherProcess:
 
     def _send_piece(self, size: int) -> bool:
         """Send up to `size` bytes, and descriptors; return True if any were sent."""
-        fds = self._fds[: launch_protocol.FDS_MAX]
+        fds = self._fds[0] if self._fds else []
         piece = self._outbox if size >= len(self._outbox) else self._outbox[:size]
         try:
             if fds:
@@ -147,15 +153,18 @@ class LauncherProcess:
             return False
         except OSError:
             # The launcher is exiting: drop the rest; `_on_exited` follows.
-            sent, fds = len(self._outbox), self._fds
+            sent = len(self._outbox)
+            self._close_fds(len(self._fds))
+            fds = []
         del self._outbox[:sent]
-        self._close_fds(fds)
+        self._close_fds(bool(fds))
         return True
 
-    def _close_fds(self, fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
-        self._fds = self._fds[len(fds) :]
+    def _close_fds(self, messages: int) -> None:
+        """Close the descriptors of the first so many messages that have some."""
+        for _ in range(messages):
+            for fd in self._fds.popleft():
+                os.close(fd)
 
     def _receive(self) -> None:
         data = self._read()
@@ -191,7 +200,7 @@ class LauncherProcess:
         self._loop.remove_reader(self._control)
         self._loop.remove_writer(self._control)
         self._control.close()
-        self._close_fds(self._fds)
+        self._close_fds(len(self._fds))
         if not self.exited.done():
             self.exited.set_result(None)
         self._on_exit()

@@ -114,7 +114,7 @@ class OutputRecorder:
         item.is_file_refused = fd is None
         if self._is_live(item):
             assert item.process is not None
-            fds = [] if fd is None else [fd]
+            fds = [] if fd is None else [[fd]]
             item.process.send([["file", item.key, fd is not None]], fds)
             return
         if fd is not None:

@@ -411,7 +411,7 @@ class Pool:
         """Send waiting attempts to launchers that have room."""
         if not self._waiting or self._is_closing:
             return
-        batches: dict[LauncherProcess, tuple[list[list[Any]], list[int]]] = {}
+        batches: dict[LauncherProcess, tuple[list[list[Any]], list[list[int]]]] = {}
         states = self._launchers.usable_launchers()
         begun = sum(len(state.attempts) for state in self._launchers.states)
         while self._waiting and self._resources.fits_now(self._waiting[0], begun):
@@ -432,12 +432,13 @@ class Pool:
             state.attempts[item.key] = item
             begun += 1
             self._resources.allocate(item)
-            orders, fds = batches.setdefault(process, ([], []))
-            fds += item.create_limit_group(state.folder)
-            fds += stdin_fds
-            orders.append(build_start_order(item))
-        for process, (orders, fds) in batches.items():
-            process.send(orders, fds)
+            orders, fds_of_orders = batches.setdefault(process, ([], []))
+            fds = item.create_limit_group(state.folder) + stdin_fds
+            orders.append(build_start_order(item, fds))
+            if fds:
+                fds_of_orders.append(fds)
+        for process, (orders, fds_of_orders) in batches.items():
+            process.send(orders, fds_of_orders)
         if self._waiting and self._overdue_timer is None:
             loop = asyncio.get_running_loop()
             self._overdue_timer = loop.call_later(OVERDUE_CHECK_S, self._return_overdue)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -111,22 +110,24 @@ def create_limit_group(folder: Path, limits: Mapping[str, int]) -> LimitGroup | 
 
 
 def build_limit_enforcer(
-    options: Mapping[str, Any], fds: deque[int]
+    options: Mapping[str, Any], fds: Sequence[int]
 ) -> LimitEnforcer | None:
     """Return the enforcer of an attempt's limits; None without limits.
 
     Args:
         options: See `launch_messages.build_launch_options`.
-        fds: Received descriptors; those of the attempt's group are removed from it.
+        fds: Received descriptors of the attempt's group, which takes ownership.
+
+    Raises:
+        OSError: the group cannot be opened.
     """
     limits = options.get("limits")
     if not limits:
         return None
-    folder, held, count = options.get("group", (b"", (), 0))
-    own = [fds.popleft() for _ in range(count)]
+    folder, held = options.get("group", (b"", ()))
     if not folder:
         return LimitEnforcer(limits, (), None)
-    return LimitEnforcer(limits, held, Group(Path(os.fsdecode(folder)), own))
+    return LimitEnforcer(limits, held, Group(Path(os.fsdecode(folder)), fds))
 
 
 class LimitEnforcer:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -18,7 +19,7 @@ import pytest
 
 from octaskly.config.task_account import DEFAULT_INHERITED
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.task_options import Requirements, TaskOptions
+from octaskly.core.model.task_options import BlobRef, Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.launch_protocol import encode_settings
@@ -38,6 +39,7 @@ from tests.support.pooling import (
     outcome_summary,
     processes_with,
     rig,
+    supply_in,
     token,
 )
 
@@ -152,6 +154,32 @@ async def test_an_attempt_that_a_node_cannot_start_now_is_not_lost(
         )
         for task in others:
             assert outcome_summary(await made.end_of(task)) == OK
+
+
+async def test_a_launcher_without_descriptors_loses_no_task(tmp_path: Path) -> None:
+    """Orders whose stdin does not fit are returned; none gets that of another."""
+    blob_store = supply_in(tmp_path).blob_store
+    inputs = {sha256(data).hexdigest(): data for data in map(b"%d".__mod__, range(60))}
+    for name, data in inputs.items():
+        blob_store.store_blob(name, data)
+    async with rig(tmp_path, slots=1) as made:
+        await _run_short_tasks(made)
+        (pid,) = launchers_of(os.getpid())
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 12, hard))
+        expected = {}
+        for name, data in inputs.items():
+            options = TaskOptions(stdin_file=BlobRef(sha256=name, node="desk"))
+            expected[made.start("cat", options=options)[0]] = data
+        ends = {task: await made.end_of(task) for task in expected}
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+        ran = {task: end.stdout for task, end in ends.items() if end.exit_code == 0}
+        assert ran == {task: expected[task] for task in ran}
+        released = {end.reason for end in ends.values() if end.exit_code is None}
+        assert released <= {EndReason.ROOM, EndReason.RETURNED}
+        assert launchers_of(os.getpid()) == [pid]
 
 
 async def test_the_detail_of_an_end_is_bounded(tmp_path: Path) -> None:

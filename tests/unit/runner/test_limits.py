@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import deque
 from pathlib import Path
 
 import pytest
@@ -68,8 +67,8 @@ def fenced(folder: Path) -> LimitEnforcer:
     """Return the launcher's use of a group that the agent made."""
     group = create_limit_group(folder, ALL)
     assert group is not None
-    asked = {"limits": ALL, "group": [bytes(folder), group.enforced, len(group.fds)]}
-    fence = build_limit_enforcer(asked, deque(group.fds))
+    asked = {"limits": ALL, "group": [bytes(folder), group.enforced]}
+    fence = build_limit_enforcer(asked, group.fds)
     assert fence is not None
     return fence
 
