@@ -221,6 +221,11 @@ class OutputArchive:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now_s = self._clock.now().wall_ms / 1000
         spare_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
+        is_refused = needed_bytes > min(
+            self._quota_bytes, spare_bytes + self._complete_bytes
+        )
+        if is_refused:  # Then nothing is deleted for it, but for the log.
+            needed_bytes = 0
         while complete:
             name, (size, ended_s) = next(iter(complete.items()))
             is_room = (
@@ -229,10 +234,10 @@ class OutputArchive:
             )
             is_fresh = now_s - ended_s <= self._retention_s
             if is_room and is_fresh and len(complete) < FILES_MAX:
-                return
+                break
             self._delete_complete(name)
             spare_bytes += size
-        if needed_bytes > min(self._quota_bytes, spare_bytes):
+        if is_refused:
             raise OSError(errno.EDQUOT, "files being written need the whole quota")
 
     def _load_files(self) -> dict[str, tuple[int, float]]:

@@ -251,10 +251,26 @@ def test_the_oldest_output_makes_room_for_the_next(tmp_path: Path) -> None:
     assert transcripts(tmp_path) == [
         output_file_name(TaskId(task), ATTEMPT) for task in ("a", "b", "t0")
     ]
-    with pytest.raises(OSError, match="quota"):
-        archive.create_file(TaskId("c"), ATTEMPT)
     os.close(first)
     os.close(second)
+
+
+def test_a_file_for_which_there_is_no_room_deletes_no_others(tmp_path: Path) -> None:
+    """It is refused in any case; only expired output goes."""
+    (tmp_path / "outputs").mkdir()
+    archive = archive_in(
+        tmp_path, quota_bytes=15 * MIB, retention_s=50, clock=Wall(90_000)
+    )
+    fill(archive, "expired", MIB, mtime_s=30)
+    fill(archive, "kept", MIB, mtime_s=60)
+    os.close(archive.create_file(TaskId("a"), ATTEMPT))
+
+    with pytest.raises(OSError, match="quota"):
+        archive.create_file(TaskId("b"), ATTEMPT)
+
+    assert transcripts(tmp_path) == [
+        output_file_name(TaskId(task), ATTEMPT) for task in ("a", "kept")
+    ]
 
 
 def test_on_a_full_disk_the_log_has_priority(tmp_path: Path) -> None:
