@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from octaskly.config.defaults import PAIRING_PORT
 from octaskly.config.units import host_and_port
+from octaskly.core.effects import LogLine
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import PairingFailed, TooManyInvites
 from octaskly.joining.conversation import Conversation, serve_connections
@@ -35,7 +36,7 @@ from octaskly.mesh.discovery.mdns_scan import advertise_pairing
 from octaskly.ports.join_service import IssuedInvite, VisitorInvite
 from octaskly.ports.store import Clock
 from octaskly.system.listening_sockets import bind_port, port_of
-from octaskly.system.log import Logger
+from octaskly.system.log import Logger, LogThrottle, log_line
 from octaskly.trust.node_key import visitor_id_of
 
 OPEN_INVITES_MAX: Final = 3  #: for members
@@ -92,6 +93,7 @@ class InviteServer:
         self._listed: dict[int, VisitorInvite] = {}
         self._addresses, self._interfaces = tuple(addresses), tuple(interfaces)
         self._clock, self._log = clock, log
+        self._refusals = LogThrottle(lambda note: log_line(log, note))
         self._open: dict[int, _OpenInvite] = {}
         self._closed: dict[int, RefusalReason] = {}
         self._failures: deque[float] = deque(maxlen=FAILURES_MAX)
@@ -183,6 +185,7 @@ class InviteServer:
             await asyncio.wait([self._listener_task])
         for conversation in self._conversations:
             conversation.cancel()
+        self._refusals.close()
 
     # --- listening -----------------------------------------------------------------
 
@@ -383,12 +386,13 @@ class InviteServer:
         """Record a failure; `FAILURES_MAX` within an hour revoke all short codes."""
         now_s = self._clock.now().mono_s
         self._failures.append(now_s)
-        self._log.warning("machine refused", address=host, reason=reason)
+        fields = (("address", host), ("reason", reason))
+        self._refusals.take(LogLine("warning", "machine refused", fields))
+        short = [slot for slot, run in self._open.items() if not run.code.is_long]
         is_full = len(self._failures) == FAILURES_MAX
-        if is_full and now_s - self._failures[0] < FAILURE_WINDOW_S:
-            for slot, run in tuple(self._open.items()):
-                if not run.code.is_long:
-                    self._invalidate_invite(slot, RefusalReason.USED, "revoked")
+        if short and is_full and now_s - self._failures[0] < FAILURE_WINDOW_S:
+            for slot in short:
+                self._invalidate_invite(slot, RefusalReason.USED, "revoked")
             self._log.warning(
                 "all invites with short codes revoked",
                 cause=f"{FAILURES_MAX} failures within an hour",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from octaskly.joining.greeting import (
     RefusalReason,
 )
 from octaskly.joining.key_exchange import (
+    LONG_BYTES,
     SEALED_BYTES,
     SHARE_BYTES,
     SLOT_MAX,
@@ -40,8 +42,12 @@ from octaskly.trust import NodeKey
 CODES = st.builds(
     InviteCode,
     st.integers(1, SLOT_MAX),
-    st.integers(0, 10**8 - 1).map(lambda number: f"{number:08}"),
+    st.one_of(
+        st.integers(0, 10**8 - 1).map(lambda number: f"{number:08}"),
+        st.binary(min_size=LONG_BYTES, max_size=LONG_BYTES).map(bytes.hex),
+    ),
 )
+LONG_CODE = InviteCode(1, "0" * 2 * LONG_BYTES)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", fullmatch=True)
 GREETINGS = st.builds(
     Greeting,
@@ -89,7 +95,7 @@ def test_another_code_proves_nothing_and_reads_nothing(
     right: InviteCode, wrong: InviteCode
 ) -> None:
     """A wrong guess reveals neither the keyring nor how close the guess was."""
-    if right == wrong:
+    if right == wrong or right.is_long is not wrong.is_long:
         return
     joiner, member = run(wrong, right, b"hello", b"welcome")
 
@@ -147,6 +153,22 @@ def test_reflected_share_is_refused() -> None:
 
     with pytest.raises(PairingFailed):
         side.derive_keys(b"A" + side.share[1:], b"hello", b"welcome")
+
+
+def test_a_share_of_low_order_is_refused_for_a_long_code() -> None:
+    """It would make the key known, apart from the code."""
+    with pytest.raises(PairingFailed):
+        KeyExchange.for_member(LONG_CODE).derive_keys(bytes(SHARE_BYTES), b"", b"")
+
+
+def test_tries_of_a_long_code_cost_little() -> None:
+    """They do not end it, so a stranger could take the event loop of a member."""
+    count, share = 50, KeyExchange.for_joiner(LONG_CODE).share
+    began_s = time.thread_time()
+    for _ in range(count):
+        KeyExchange.for_member(LONG_CODE).derive_keys(share, b"hello", b"welcome")
+
+    assert time.thread_time() - began_s < count * 0.003  # SPAKE2 takes 13 ms.
 
 
 @given(greeting=GREETINGS)

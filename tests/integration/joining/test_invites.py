@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -45,7 +45,7 @@ from octaskly.joining.key_exchange import (
 from octaskly.mesh.links.handshake_limits import LOCAL_HANDSHAKES_MAX
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import bind_port, port_of
-from octaskly.system.log import configure
+from octaskly.system.log import Logger, configure
 from octaskly.trust import NodeKey
 from octaskly.trust.mesh_secret import GENERATIONS_MAX, RETIRED_MAX, MeshSecret
 from octaskly.trust.tls import VisitGrant
@@ -112,6 +112,18 @@ class Member:
         return conversation, Greeting.unpack(said).refusal
 
 
+class Lines:
+    """A log that remembers the events of warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, event: str, **_fields: object) -> None: ...
+
+    def warning(self, event: str, **_fields: object) -> None:
+        self.warnings.append(event)
+
+
 def grant(stay_s: int, host: str) -> str:
     """Return what a visitor gets instead of the secret."""
     return VisitGrant(
@@ -131,7 +143,7 @@ async def found(*places: JoinTarget) -> AsyncIterator[JoinTarget]:
 
 
 @asynccontextmanager
-async def member() -> AsyncIterator[Member]:
+async def member(log: Logger | None = None) -> AsyncIterator[Member]:
     clock = Clock()
     node = NodeInfo(
         id=NodeId("a" * 16),
@@ -152,7 +164,7 @@ async def member() -> AsyncIterator[Member]:
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
-        log=configure("json", "error", {}),
+        log=log or configure("json", "error", {}),
     )
     async with asyncio.TaskGroup() as tasks:
         invites.start(tasks)
@@ -328,6 +340,19 @@ async def test_failures_of_others_do_not_end_a_long_code() -> None:
                 await ash.join(guess)
 
         assert await ash.join(code) == grant(600, "ana")
+
+
+async def test_failures_of_a_stranger_do_not_fill_the_log() -> None:
+    """It may fail as often as it likes; here, no code is revoked."""
+    log = Lines()
+    async with member(cast("Logger", log)) as ash:
+        code = await ash.invite(LONG_TTL_S + 1, stay_s=600)
+        for _ in range(3 * FAILURES_MAX):
+            conversation, _ = await ash.greet(code.slot % 99 + 1)
+            conversation.close()
+
+    assert "all invites with short codes revoked" not in log.warnings
+    assert FAILURES_MAX <= log.warnings.count("machine refused") < 2 * FAILURES_MAX
 
 
 @pytest.mark.parametrize("ttl_s", [300, LONG_TTL_S + 1])
