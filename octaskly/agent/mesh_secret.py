@@ -15,7 +15,6 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keyring_state import (
     ChangeKeyring,
     KeyringChanged,
-    KeyringStep,
     KeyringTransfer,
     MergeKeyring,
     RotateRequested,
@@ -104,21 +103,12 @@ class MeshSecretHolder:
 
     def change_keyring(self, effect: ChangeKeyring) -> None:
         """Apply one step of a rotation to the secret file."""
-        now_ms, revoked = self._clock.now().wall_ms, effect.revoked
-        steps: dict[KeyringStep, SecretChange] = {
-            KeyringStep.RENEW: lambda s: s.with_new_generation(
-                generate_generation(),
-                now_ms,
-                revoked=revoked,
-                is_urgent=effect.is_urgent,
-            ),
-            KeyringStep.SWITCH: lambda s: s.with_newest_in_force(now_ms),
-            KeyringStep.SETTLE: lambda s: s.with_newest_only(now_ms),
-            KeyringStep.REVOKE: lambda s: s.with_revoked(
-                () if revoked is None else (revoked,)
-            ),
-        }
-        self._tasks.create_task(self._change_secret(steps[effect.step]))
+        now_ms = self._clock.now().wall_ms
+        self._tasks.create_task(
+            self._change_secret(
+                lambda s: s.with_change(effect, generate_generation(), now_ms)
+            )
+        )
 
     def send_keyring(self, effect: SendKeyring) -> None:
         """Send the secret to a peer, on a mutually authenticated link."""

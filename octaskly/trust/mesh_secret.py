@@ -20,7 +20,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring_state import REVOKED_MAX, KeyringState
+from octaskly.core.model.keyring_state import (
+    REVOKED_MAX,
+    ChangeKeyring,
+    KeyringState,
+    KeyringStep,
+)
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import secret_format
 from octaskly.trust.private_files import create_private, read_private
@@ -127,6 +132,30 @@ class MeshSecret:
         ).hex()
 
     # --- A newer generation ----------------------------------------------------------
+
+    def with_change(self, change: ChangeKeyring, raw: bytes, now_ms: int) -> MeshSecret:
+        """Return a copy after one step of a rotation.
+
+        Args:
+            change: The step. It has no effect if it is about another generation.
+            raw: A new generation, in case it is needed.
+            now_ms: Wall clock.
+
+        Raises:
+            TrustError: As `with_new_generation` and `with_revoked`.
+        """
+        is_about_newest = change.fingerprint == self.keys.fingerprint
+        match change.step:
+            case KeyringStep.RENEW:
+                return self.with_new_generation(
+                    raw, now_ms, revoked=change.revoked, is_urgent=change.is_urgent
+                )
+            case KeyringStep.REVOKE:
+                return self.with_revoked(filter(None, (change.revoked,)))
+            case KeyringStep.SWITCH:
+                return self.with_newest_in_force(now_ms) if is_about_newest else self
+            case KeyringStep.SETTLE:
+                return self.with_newest_only(now_ms) if is_about_newest else self
 
     def with_new_generation(
         self,

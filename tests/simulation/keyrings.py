@@ -10,7 +10,6 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keyring_state import (
     ChangeKeyring,
     KeyringChanged,
-    KeyringStep,
     KeyringTransfer,
     MergeKeyring,
     RotateRequested,
@@ -110,18 +109,8 @@ class KeyringShell(Shell):
                 super().perform(machine, node, effect)
 
     def _change(self, machine: Machine, change: ChangeKeyring) -> None:
-        revoked, is_urgent = change.revoked, change.is_urgent
-        now_ms = self._keyrings.now(machine).wall_ms
-        raw = self._fresh()
-        changes = {
-            KeyringStep.RENEW: lambda s: s.with_new_generation(
-                raw, now_ms, revoked=revoked, is_urgent=is_urgent
-            ),
-            KeyringStep.SWITCH: lambda s: s.with_newest_in_force(now_ms),
-            KeyringStep.SETTLE: lambda s: s.with_newest_only(now_ms),
-            KeyringStep.REVOKE: lambda s: s.with_revoked([revoked]),
-        }
-        self._put(machine, changes[change.step])
+        now_ms, raw = self._keyrings.now(machine).wall_ms, self._fresh()
+        self._put(machine, lambda s: s.with_change(change, raw, now_ms))
 
     def _fresh(self) -> bytes:
         self._made += 1

@@ -265,16 +265,16 @@ class KeyRotation:
             return []
         timing, is_urgent = self._timing, self.keyring.is_urgent
         age_s = self._phase_age_s(now)
-        settle = ChangeKeyring(KeyringStep.SETTLE)
+        newest = self.keyring.fingerprint
+        settle = ChangeKeyring(KeyringStep.SETTLE, fingerprint=newest)
         if self.keyring.phase is RotationPhase.SWITCHED:
             keep_s = URGENT_STEP_S if is_urgent else timing.old_secret_s
             return self._request_step(settle, now) if age_s >= keep_s else []
         spread_s = URGENT_STEP_S if is_urgent else timing.rotation_spread_s
         if age_s < spread_s and self.awaited_nodes():
             return []
-        return self._request_step(
-            settle if is_urgent else ChangeKeyring(KeyringStep.SWITCH), now
-        )
+        switch = ChangeKeyring(KeyringStep.SWITCH, fingerprint=newest)
+        return self._request_step(settle if is_urgent else switch, now)
 
     def links_to_close(self, now: Moment) -> list[tuple[NodeId, str]]:
         """Return the peers whose links must end, each with the reason.

@@ -148,6 +148,8 @@ class ChangeKeyring(Struct, frozen=True):
     step: KeyringStep
     revoked: NodeId | None = None
     is_urgent: bool = False  #: for RENEW; may be set without a revoked node
+    fingerprint: str = ""
+    """For SWITCH and SETTLE: no effect unless this is the newest generation by then."""
 
 
 class SendKeyring(Struct, frozen=True):

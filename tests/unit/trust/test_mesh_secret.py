@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring_state import REVOKED_MAX
+from octaskly.core.model.keyring_state import (
+    REVOKED_MAX,
+    ChangeKeyring,
+    KeyringStep,
+)
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
     GENERATIONS_MAX,
@@ -157,6 +161,38 @@ def test_a_holder_of_a_generation_can_verify_its_end() -> None:
     assert proofs == {1: KNOWN.retirement_proof(1)}
     assert generate_secret().retirement_proof(1) != KNOWN.retirement_proof(1)
     assert len(rotated(9).retired) == RETIRED_MAX
+
+
+@pytest.mark.parametrize("step", [KeyringStep.SWITCH, KeyringStep.SETTLE])
+def test_a_step_applies_only_to_the_generation_that_it_was_decided_for(
+    step: KeyringStep,
+) -> None:
+    """A newer one, which few nodes have, may arrive before the step is written."""
+    switched = KNOWN.with_new_generation(generate_generation(), 1).with_newest_in_force(
+        2
+    )
+    change = ChangeKeyring(step, fingerprint=switched.keys.fingerprint)
+    merged = switched.merged_with(
+        switched.with_new_generation(generate_generation(), 3)
+    )
+
+    assert merged.with_change(change, generate_generation(), 4) == merged
+
+
+def test_a_step_for_the_newest_generation_puts_it_in_force_and_ends_the_others() -> (
+    None
+):
+    """First the one, later the other."""
+    both = KNOWN.with_new_generation(generate_generation(), 1)
+    newest = both.keys.fingerprint
+    switch = ChangeKeyring(KeyringStep.SWITCH, fingerprint=newest)
+    settle = ChangeKeyring(KeyringStep.SETTLE, fingerprint=newest)
+
+    switched = both.with_change(switch, generate_generation(), 2)
+    settled = switched.with_change(settle, generate_generation(), 3)
+
+    assert (switched.generation, list(switched.accepted)) == (2, [1, 2])
+    assert (settled.generation, list(settled.accepted)) == (2, [2])
 
 
 def test_a_second_rotation_waits_until_the_first_is_in_force() -> None:
