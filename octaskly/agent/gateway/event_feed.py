@@ -50,6 +50,7 @@ class _Place:
 
     def __init__(self, cursor: FeedCursor) -> None:
         self.cursor = cursor
+        self.subscribers = 0  #: that are here now
         self.next_page: _Page | None = None  #: None: not read, or no longer kept
         self.empty_until: asyncio.Event | None = None
         """Nothing follows before this is set."""
@@ -115,7 +116,11 @@ class EventFeed:
             if self._view.roster is not None and not self.members:
                 self.members = _by_id(self._view.roster.nodes)
             nodes = [FeedItem(NodeEvent(member)) for member in self.members.values()]
-            yield FeedSubscription(self, place, [*start, *nodes])
+            subscription = FeedSubscription(self, place, [*start, *nodes])
+            try:
+                yield subscription
+            finally:
+                subscription.leave()
         finally:
             self._subscriptions -= 1
             if not self._subscriptions:
@@ -132,12 +137,21 @@ class EventFeed:
             resumed, is_whole = resume_cursor(after, reaches, stream, retired)
             gap = [] if is_whole else [FeedItem(FeedGap(), resumed.position)]
             return _Place(resumed), gap
-        if self._latest is None:
+        latest = self._occupied_latest
+        if latest is None:
             hlc, reaches, retired = await self._store.stream_extents_at(HLC_MAX)
-            if self._latest is None:
-                ends = {reach.stream: reach.seq for reach in reaches}
-                self._latest = _Place(FeedCursor(hlc, ends, stream, retired))
-        return self._latest, [FeedItem(None, self._latest.cursor.position)]
+            ends = {reach.stream: reach.seq for reach in reaches}
+            latest = self._occupied_latest or _Place(
+                FeedCursor(hlc, ends, stream, retired)
+            )
+            self._latest = latest
+        return latest, [FeedItem(None, latest.cursor.position)]
+
+    @property
+    def _occupied_latest(self) -> _Place | None:
+        """The latest place, unless all subscribers have left it."""
+        latest = self._latest
+        return latest if latest is not None and latest.subscribers else None
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read running attempts, and those that ended since `since_ms`."""
@@ -174,10 +188,10 @@ class EventFeed:
             self._kept.append(place)
             if len(self._kept) > KEPT_PAGES_MAX:
                 self._kept.popleft().next_page = None
-        elif self._latest is None and not page.has_more:
-            self._latest = end
-        elif self._latest is not None and end.cursor.is_level_with(self._latest.cursor):
-            end = self._latest
+        elif (latest := self._occupied_latest) is None:
+            self._latest = self._latest if page.has_more else end
+        elif end.cursor.is_level_with(latest.cursor):
+            end = latest
         place.next_page = _Page(items, end)
 
 
@@ -189,6 +203,7 @@ class FeedSubscription:
     ) -> None:
         self._feed = feed
         self._place = place
+        place.subscribers += 1
         self._initial_items = initial_items
         self._members = feed.members  #: as the client knows them
 
@@ -199,13 +214,20 @@ class FeedSubscription:
             return first
         while True:
             has_changed, before = self._feed.has_changed, self._place
-            items, self._place = await self._feed.read_behind(before)
+            items, place = await self._feed.read_behind(before)
+            self._place.subscribers -= 1
+            self._place = place
+            self._place.subscribers += 1
             members, self._members = self._members, self._feed.members
             found = [*items, *_changes_between(members, self._members)]
             if found:
                 return found
             if self._place is before:
                 await has_changed.wait()
+
+    def leave(self) -> None:
+        """Leave the place in the log; called once, at the end."""
+        self._place.subscribers -= 1
 
 
 def _changes_between(

@@ -232,6 +232,26 @@ async def test_a_listener_resumes_at_its_position(bench: Bench) -> None:
         assert shown(await until(listening, 1)) == [(THREE, Q)]
 
 
+async def test_a_new_listener_gets_no_old_events_of_another_that_left(
+    bench: Bench,
+) -> None:
+    """Only one that was behind is left, and has read on."""
+    async with bench.feed.subscribe(None) as first:
+        (start,) = await first.next_items()
+        await bench.add(kit.assigned(1))
+        late = bench.feed.subscribe(place_of(start))
+        listening = await late.__aenter__()
+    try:
+        await bench.add(kit.finished(1))
+        assert shown(await until(listening, 2)) == [(ONE, R), (ONE, C)]
+        async with bench.feed.subscribe(None) as new:
+            await bench.add(kit.submitted(2))
+            assert shown(await until(new, 1)) == [(TWO, Q)]
+        assert shown(await until(listening, 1)) == [(TWO, Q)]
+    finally:
+        await late.__aexit__(None, None, None)
+
+
 async def test_a_listener_that_catches_up_delays_no_new_events(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
