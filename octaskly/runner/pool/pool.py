@@ -362,7 +362,8 @@ class Pool:
         state.mean_task_ms = (
             0.7 * min(state.mean_task_ms, 2 * SHORT_TASK_MS_MAX) + 0.3 * duration_ms
         )
-        if not item.spec.outputs or item.is_cancelled:
+        runs_again = outcome.state is AttemptState.RELEASED and item.spec.may_run_twice
+        if not item.spec.outputs or runs_again:
             self._end_attempt(item, outcome)
             return
         self._in_thread(

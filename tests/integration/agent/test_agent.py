@@ -435,6 +435,23 @@ def test_outputs_are_fetched_over_one_connection(solo: Agent) -> None:
     assert got[2][0] == 404
 
 
+def test_outputs_of_a_task_cancelled_while_it_ran_are_fetched(solo: Agent) -> None:
+    """They may be most of what a long task was to make."""
+    command = "printf partly > part.txt; touch part.ready; sleep 60"
+    task = submit(solo, command, outputs=["part.txt"])
+    until((solo.state / "work" / "part.ready").exists, "it runs")
+    assert solo.call("DELETE", f"{TASKS}/{task}?force=true")[0] == 200
+
+    def kept_bytes() -> list[int | None]:
+        return [o["bytes"] for o in solo.call("GET", f"{TASKS}/{task}")[1]["outputs"]]
+
+    until(lambda: kept_bytes() == [6], "its outputs are stored")
+    with contextlib.closing(solo.connection()) as connection:
+        connection.request("GET", f"{TASKS}/{task}/outputs/part.txt")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"partly")
+
+
 def test_one_request_may_be_strict_in_a_mesh_that_is_not(solo: Agent) -> None:
     """A task that might be lost is refused, others are accepted with one copy."""
     before = solo.call("GET", TASKS)[1]["total"]

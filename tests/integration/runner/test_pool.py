@@ -19,7 +19,7 @@ import pytest
 
 from octaskly.config.task_account import DEFAULT_INHERITED
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.task_options import BlobRef, Requirements, TaskOptions
+from octaskly.core.model.task_options import BlobRef, Requirements, Retry, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.launch_protocol import encode_settings
@@ -621,6 +621,32 @@ async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
         file = tree.file_path("d/out")
         assert file is not None
         assert file.read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("reason", "retry", "is_kept"),
+    [
+        (EndReason.CANCELLED, None, True),
+        (EndReason.DRAINING, None, False),
+        (EndReason.DRAINING, Retry(on_lost=False), True),
+    ],
+)
+async def test_outputs_of_a_stopped_attempt_are_kept_if_it_is_the_last(
+    tmp_path: Path, reason: EndReason, retry: Retry | None, *, is_kept: bool
+) -> None:
+    """An attempt that runs again elsewhere is reported at once instead."""
+    async with rig(tmp_path) as made:
+        name = made.start(
+            "printf partly > out; touch ready; sleep 60",
+            outputs=("out",),
+            options=TaskOptions(retry=retry),
+        )
+        await eventually((made.workdir / "ready").exists)
+        made.pool.stop_attempts([name], reason)
+        outcome = await made.end_of(name[0])
+
+        assert outcome.reason is reason
+        assert outcome.outputs == ((OutputFile("out", 6),) if is_kept else ())
 
 
 async def test_closing_releases_unfinished_attempts(tmp_path: Path) -> None:
