@@ -66,6 +66,7 @@ RESET_SIGNALS = (
 FRAME_BYTES_SOFT = 1 << 20
 RECEIVE_BYTES = 1 << 18
 FDS_MAX = 16  #: descriptors of one message
+ORDERS_WAITING_MAX = 120  #: in one launcher, to keep it busy
 
 #: Settings contain file names, which may be any bytes.
 NAME_ENCODING_ERRORS = "surrogateescape"

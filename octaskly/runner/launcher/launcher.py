@@ -50,6 +50,7 @@ from octaskly.runner.launcher.process_tracker import ProcessTracker
 from octaskly.runner.launcher.sigchld import ChildReaper
 from octaskly.runner.launcher.slots import SlotAllocator
 from octaskly.runner.launcher.spawn import (
+    DescriptorLimits,
     SpawnContext,
     SpawnRefused,
     build_refused_message,
@@ -82,7 +83,11 @@ class Launcher:
         settings: dict[str, object],
     ) -> None:
         self._control, self._begun_key = control, begun_key
+        slots = int(str(settings["slots"]))
+        limits = DescriptorLimits.for_slots(slots)
+        limits.raise_own()
         self._spawn_context = SpawnContext(
+            limits=limits,
             workdir=str(settings["workdir"]),
             node=str(settings["node"]),
             output_bytes_max=int(str(settings["output_bytes_max"])),
@@ -118,7 +123,7 @@ class Launcher:
         folder = str(settings["cgroup"])
         self._slots = SlotAllocator(
             int(str(settings["first_slot"])),
-            int(str(settings["slots"])),
+            slots,
             Path(folder) if folder else None,
         )
 

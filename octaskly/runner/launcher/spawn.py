@@ -6,11 +6,19 @@ that of the task that it starts.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-from octaskly.runner.launch_protocol import NOT_STARTED, RESET_SIGNALS, RESOURCE_ERRORS
+from octaskly.runner.launch_protocol import (
+    NOT_STARTED,
+    ORDERS_WAITING_MAX,
+    RESET_SIGNALS,
+    RESOURCE_ERRORS,
+)
 from octaskly.runner.launcher.attempt_process import (
     AttemptProcess,
     PipeReader,
@@ -120,10 +128,45 @@ def build_refused_message(
     return [*head, b"", b"", 0, 0, str(refusal)]
 
 
+FDS_PER_ATTEMPT = 7  #: two pipes, an output file, and four of a cgroup
+FDS_RESERVED = 32  #: for reading /proc, and for orders
+
+
+class DescriptorLimits(NamedTuple):
+    """Soft limits of open files."""
+
+    of_tasks: int
+    own: int  #: of the launcher; may be higher
+    hard: int
+
+    @classmethod
+    def for_slots(cls, slots: int) -> DescriptorLimits:
+        """Return the limits of a launcher whose slots may need more than is usual."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = FDS_PER_ATTEMPT * (slots + ORDERS_WAITING_MAX) + 2 * FDS_RESERVED
+        return cls(soft, max(soft, min(needed, hard)), hard)
+
+    def raise_own(self) -> None:
+        """Raise the limit of this process."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.own, self.hard))
+
+    def lower_for(self, pid: int) -> None:
+        """Lower the limit that a process has just inherited.
+
+        It cannot be lowered before: `posix_spawn` refuses descriptors above the limit.
+        """
+        if self.own != self.of_tasks:
+            with suppress(OSError):  # It has ended, or its program has another user.
+                resource.prlimit(
+                    pid, resource.RLIMIT_NOFILE, (self.of_tasks, self.hard)
+                )
+
+
 class SpawnContext:
     """Spawns the attempts of a launcher; holds their common settings.
 
     Args:
+        limits: Limits of open files.
         workdir: Default working directory; it may be missing at times.
         node: Name of this node, for the environment of tasks.
         output_bytes_max: Bytes of each stream to keep.
@@ -132,8 +175,15 @@ class SpawnContext:
     """
 
     def __init__(
-        self, *, workdir: str, node: str, output_bytes_max: int, has_ctype: bool
+        self,
+        *,
+        limits: DescriptorLimits,
+        workdir: str,
+        node: str,
+        output_bytes_max: int,
+        has_ctype: bool,
     ) -> None:
+        self._limits = limits
         self._workdir = workdir
         self._node = node
         self._output_bytes_max = output_bytes_max
@@ -161,6 +211,7 @@ class SpawnContext:
         try:
             self._change_folder(order.options)
             pid, out_fd, err_fd = self._spawn_captured(order, slot)
+            self._limits.lower_for(pid)
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
             if number in RESOURCE_ERRORS:
@@ -200,6 +251,8 @@ class SpawnContext:
         return pid, out_r, err_r
 
     def _start(self, order: StartOrder, slot: Slot, out_w: int, err_w: int) -> int:
+        if err_w >= self._limits.own - FDS_RESERVED:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         options, env = order.options, self._env
         env |= zip(
             ATTEMPT_VARIABLES, (order.task, order.attempt, order.marker), strict=True

@@ -15,12 +15,12 @@ from octaskly.core.model.task_options import TaskLimits
 from octaskly.core.model.tasks import EndReason, TaskSpec
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.runner.files.task_user_ops import TaskUserOps
+from octaskly.runner.launch_protocol import ORDERS_WAITING_MAX
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
 from octaskly.runner.processes.limits import LimitGroup, create_limit_group
 
 SHORT_TASK_MS_MAX = 50.0  #: longer tasks never queue in a launcher
-QUEUE_DEPTH_MAX = 120  #: orders that wait in one launcher to keep it busy
 QUEUED_MS_MAX = 45.0  #: expected work that may wait in one launcher
 BRIEF_QUEUED_MS_MAX = 90.0  #: for brief tasks: their results come every 50 ms
 
@@ -127,7 +127,7 @@ class LauncherState:
         most_ms = BRIEF_QUEUED_MS_MAX if mean_ms < SHORT_TASK_MS else QUEUED_MS_MAX
         ahead = int(most_ms / max(mean_ms, 1.0))
         self.queue_depth = (
-            0 if mean_ms >= SHORT_TASK_MS_MAX else min(QUEUE_DEPTH_MAX, ahead)
+            0 if mean_ms >= SHORT_TASK_MS_MAX else min(ORDERS_WAITING_MAX, ahead)
         )
 
     def slots_running_since(self, moment_s: float) -> int:

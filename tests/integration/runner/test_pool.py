@@ -156,6 +156,25 @@ async def test_an_attempt_that_a_node_cannot_start_now_is_not_lost(
             assert outcome_summary(await made.end_of(task)) == OK
 
 
+async def test_slots_may_need_more_descriptors_than_tasks_may_open(
+    tmp_path: Path,
+) -> None:
+    """The launcher raises its limit; its tasks have the one of the agent."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path, slots=100) as made:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        try:
+            first = await made.run("sleep 0.5; ulimit -n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        word = token()
+        names = [made.start(f"sleep {word}") for _ in range(100)]
+        await eventually(lambda: len(processes_with(word)) == 100)
+        made.pool.stop_attempts(names)
+
+    assert first.stdout == b"128\n"
+
+
 async def test_a_launcher_without_descriptors_loses_no_task(tmp_path: Path) -> None:
     """Orders whose stdin does not fit are returned; none gets that of another."""
     blob_store = supply_in(tmp_path).blob_store

@@ -155,7 +155,11 @@ def test_a_missing_shell_is_reported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(spawn, "SHELL", "/no/such/sh")
     pad = spawn.SpawnContext(
-        workdir=str(tmp_path), node="pi4", output_bytes_max=1, has_ctype=False
+        limits=spawn.DescriptorLimits.for_slots(1),
+        workdir=str(tmp_path),
+        node="pi4",
+        output_bytes_max=1,
+        has_ctype=False,
     )
     order = StartOrder(1, "t", "1", "t.1.1.1", b"no-such-program", 60, queued_s=0.0)
     slot = SlotAllocator(0, 1, None).acquire_slot(None)
