@@ -128,6 +128,8 @@ class OutputArchive:
             if name not in self._open_names:
                 return
             self._open_names.discard(name)
+            if self._complete is None:
+                return  # The first listing finds it.
             with suppress(OSError):
                 self._count_file(name, (self._folder / name).lstat())
 
@@ -217,8 +219,8 @@ class OutputArchive:
         self.captured.delete_older(before_s)
 
     def _make_room(self, needed_bytes: int) -> None:
-        complete = self._load_files()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        complete = self._load_files()
         now_s = self._clock.now().wall_ms / 1000
         spare_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
         is_refused = needed_bytes > min(
@@ -241,10 +243,25 @@ class OutputArchive:
             raise OSError(errno.EDQUOT, "files being written need the whole quota")
 
     def _load_files(self) -> dict[str, tuple[int, float]]:
-        """Return the complete files; the first call reads them from the disk."""
+        """Return the complete files; the first call reads them from the disk.
+
+        If they cannot be listed now, as without a free descriptor, none are returned,
+        and the next call tries again.
+        """
         if self._complete is None:
+            found = []
+            try:
+                with os.scandir(self._folder) as entries:
+                    for entry in entries:
+                        with suppress(OSError):
+                            status = entry.stat(follow_symlinks=False)
+                            found.append((entry.name, status))
+            except OSError:
+                return {}
             self._complete = {}
-            self._scan_folder()
+            for name, status in sorted(found, key=lambda file: file[1].st_mtime):
+                if name not in self._open_names:
+                    self._count_file(name, status)
         return self._complete
 
     def _delete_complete(self, name: str) -> None:
@@ -252,16 +269,6 @@ class OutputArchive:
         if size:
             self._delete(name)
             self._complete_bytes -= size
-
-    def _scan_folder(self) -> None:
-        """Add the files of an earlier agent, oldest first."""
-        try:
-            with os.scandir(self._folder) as entries:
-                found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
-        except OSError:
-            return
-        for name, status in sorted(found, key=lambda entry: entry[1].st_mtime):
-            self._count_file(name, status)
 
     def _count_file(self, name: str, status: os.stat_result) -> None:
         assert self._complete is not None

@@ -29,7 +29,14 @@ from octaskly.runner.output.output_file import (
 )
 from octaskly.runner.pool.pool import Pool
 from tests.support.agents import WAIT_S_MAX
-from tests.support.pooling import STREAM, archive_in, eventually, rig, stranger
+from tests.support.pooling import (
+    STREAM,
+    archive_in,
+    eventually,
+    no_descriptors,
+    rig,
+    stranger,
+)
 
 MIB = 1 << 20
 ATTEMPT = AttemptId(3, STREAM, 1, 1)
@@ -313,6 +320,23 @@ def test_expired_output_is_deleted(tmp_path: Path) -> None:
     clock.wall_ms = 300_000
     archive.delete_expired()
     assert list(tmp_path.glob("outputs/*")) == []
+
+
+def test_files_of_an_earlier_agent_are_found_once_a_descriptor_is_free(
+    tmp_path: Path,
+) -> None:
+    """Those that this agent writes meanwhile are no leftovers."""
+    (tmp_path / "outputs").mkdir()
+    fill(archive_in(tmp_path), "old", 1)
+    archive = archive_in(tmp_path, clock=Wall(0))
+    with no_descriptors(), pytest.raises(OSError):
+        archive.create_file(TaskId("refused"), ATTEMPT)
+    with no_descriptors():
+        assert archive.usage().used_bytes == 0
+    os.close(archive.create_file(TaskId("a"), ATTEMPT))
+
+    assert [TaskId("old")] == [each.task for each in archive.list_ended()]
+    assert len(transcripts(tmp_path)) == 2
 
 
 def test_a_small_disk_still_keeps_the_end_of_long_output(tmp_path: Path) -> None:
