@@ -65,8 +65,8 @@ class CapturedFolders:
             needed_bytes: Size of all its outputs, for which others may be deleted.
         """
         with self._lock:
-            sizes = self._load_sizes()
             self._arriving[folder] = needed_bytes
+            sizes = self._load_sizes()
             room_bytes = self._room(folder)
             if needed_bytes > room_bytes:
                 for each in self._unneeded_folders(sizes):
@@ -171,17 +171,27 @@ class CapturedFolders:
     def _load_sizes(self) -> dict[Path, int]:
         """Return the size of each folder; the first call reads them from the disk.
 
-        Nothing arrives before it, so a folder without a manifest is what an agent left
-        that was killed: it is deleted.
+        A folder without a manifest into which nothing arrives is what an agent left
+        that was killed: it is deleted. If the folders cannot be listed now, as without
+        a free descriptor, none are returned, and the next call tries again.
         """
         if self._sizes is None:
+            try:
+                tasks = [each for each in self._outputs_dir.iterdir() if each.is_dir()]
+                folders = [folder for task in tasks for folder in task.iterdir()]
+            except OSError:
+                return {}
             self._sizes = {}
-            for folder in list(self._outputs_dir.glob("*/*")):
-                if (folder / MANIFEST_NAME).exists():
+            for folder in folders:
+                if _has_manifest(folder):
                     self._sizes[folder] = _folder_bytes(folder)
-                else:
+                elif not self._is_arriving(folder):
                     self._delete(folder)
         return self._sizes
+
+    def _is_arriving(self, folder: Path) -> bool:
+        """Return True if outputs are being captured into it, or copied at first."""
+        return any(str(folder).startswith(str(each)) for each in self._arriving)
 
     def _unneeded_folders(self, sizes: dict[Path, int]) -> list[Path]:
         """Return the folders that were fetched, the longest ago first."""
@@ -213,6 +223,17 @@ def mark_fetched(folder: Path) -> None:
 def mark_uncopied(folder: Path, *, is_uncopied: bool = True) -> None:
     """Note if the outputs of an attempt need a second copy; they expire as before."""
     set_mark(folder, UNCOPIED_NAME, is_set=is_uncopied)
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Return True if the folder has a manifest, also if that cannot be read."""
+    try:
+        (folder / MANIFEST_NAME).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # The disk is damaged; others of the files may be whole.
+        return True
+    return True
 
 
 def _mark_time_s(folder: Path, name: str) -> float | None:

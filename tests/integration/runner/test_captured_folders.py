@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from octaskly.runner.output.captured_folders import (
     CapturedFolders,
     mark_fetched,
 )
+from tests.support.pooling import no_descriptors
 from tests.support.set_clock import SetClock
 
 
@@ -152,3 +155,42 @@ def test_what_a_killed_agent_left_takes_no_room(tmp_path: Path) -> None:
 
     assert later.usage() == (2, 1000, 1000)
     assert (folder.exists(), copy.exists(), other.parent.exists()) == (True, 0, 0)
+
+
+def test_outputs_whose_manifest_cannot_be_read_now_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be damaged in one place, or recover."""
+    folder = tmp_path / "task" / "1-1-1-1"
+    assert capture(open_folders(tmp_path), folder, 300)
+    stat = os.stat
+
+    def fail(path: str | Path, *args: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(MANIFEST_NAME):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", fail)
+    later = open_folders(tmp_path)
+    later.delete_older(0)
+
+    assert (folder / "content").exists()
+    assert later.usage() == (1, 300, 1000)
+
+
+def test_outputs_are_counted_once_a_descriptor_is_free(tmp_path: Path) -> None:
+    """What is being copied meanwhile was not left by a killed agent."""
+    folder = tmp_path / "task" / "1-1-1-1"
+    assert capture(open_folders(tmp_path), folder, 300)
+    later = open_folders(tmp_path)
+    copy = tmp_path / "other" / "1-1-1-1"
+    with no_descriptors():
+        later.delete_older(0)
+        later.make_room(copy, 100)
+    partial = copy.with_name("1-1-1-1.partial")
+    partial.mkdir(parents=True)
+
+    later.delete_older(0)
+
+    assert later.usage() == (1, 400, 1000)
+    assert partial.exists()
