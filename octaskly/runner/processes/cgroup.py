@@ -344,15 +344,15 @@ class GroupPool:
 
     Moving a process takes 20 microseconds on some kernels, and milliseconds on others,
     which wait for all cores. There it would cost more than starting a task, so tasks
-    run without a group.
+    run without a group. The median of the first moves decides: on a busy machine, some
+    moves take long on any kernel.
     """
 
-    MOVES_MIN = 8  #: moves before the mean is used
+    MOVES_MEASURED = 9
     MOVE_MAX_S = 0.0005
 
     def __init__(self, folder: Path, count: int) -> None:
-        self._moves = 0
-        self._moving_s = 0.0
+        self._moves_s: list[float] = []  #: durations of the first moves
         self._launcher_group = Group(folder / "home")
         if not self._launcher_group.move_self_in():
             raise OSError(f"cannot enter {self._launcher_group.folder}")
@@ -363,9 +363,8 @@ class GroupPool:
 
     def acquire_group(self) -> Group | None:
         """Return an empty group for a task; None without one, or if moving is slow."""
-        if self._moves > self.MOVES_MIN and (
-            self._moving_s / self._moves > self.MOVE_MAX_S
-        ):
+        moves_s, count = sorted(self._moves_s), self.MOVES_MEASURED
+        if len(moves_s) == count and moves_s[count // 2] > self.MOVE_MAX_S:
             return None
         return self._free.pop() if self._free else None
 
@@ -376,8 +375,8 @@ class GroupPool:
         """
         begin_s = time.perf_counter()
         is_in = group.move_self_in()
-        self._moves += 1
-        self._moving_s += time.perf_counter() - begin_s
+        if len(self._moves_s) < self.MOVES_MEASURED:
+            self._moves_s.append(time.perf_counter() - begin_s)
         return is_in
 
     def move_launcher_out(self) -> None:
