@@ -102,6 +102,7 @@ class LauncherState:
         "attempts",
         "first_slot",
         "folder",
+        "is_killing",
         "mean_task_ms",
         "process",
         "queue_depth",
@@ -120,6 +121,7 @@ class LauncherState:
             0  #: orders that may wait in this launcher while all its slots are taken
         )
         self.started_s = float("-inf")
+        self.is_killing = False  #: its process died, and its tasks are being killed
 
     def update_queue_depth(self) -> None:
         """Set the queue depth from the mean duration of recent tasks."""

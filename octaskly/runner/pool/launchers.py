@@ -175,7 +175,8 @@ class Launchers:
         self._on_exit(state)
 
     def _may_start(self, state: LauncherState) -> bool:
-        return self._clock.now().mono_s - state.started_s >= RESTART_S
+        is_soon = self._clock.now().mono_s - state.started_s < RESTART_S
+        return not (is_soon or state.is_killing)
 
     def _make_group(self) -> Path | None:
         if self._started == 0 and (own := cgroup.own_group_folder()):

@@ -8,6 +8,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import inf
 from operator import attrgetter
@@ -72,6 +73,7 @@ from octaskly.runner.pool.output_recorder import OutputRecorder
 from octaskly.runner.pool.report_queue import AttemptStats, EndedCallback, ReportQueue
 
 OVERDUE_CHECK_S = 0.02
+KILL_AGAIN_S = 1.0  #: after tasks of a dead launcher could not be killed
 ROOM_PAUSE_S = 1.0  #: time between returns of attempts for which there is no room
 
 
@@ -137,6 +139,8 @@ class Pool:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
         # Copying outputs may take minutes, and no start of a task may wait for it.
         self._capture_threads = ThreadPoolExecutor(2, thread_name_prefix="capture")
+        # The tasks of a dead launcher are killed at once, whatever others wait for.
+        self._kill_thread = ThreadPoolExecutor(1, thread_name_prefix="kill")
         self._launchers = self._make_launchers(
             share_slots(slots, launchers or os.cpu_count() or 1),
             _launcher_settings(workdir, node_name, inherited, archive)
@@ -293,6 +297,11 @@ class Pool:
         """End every process tree and launcher; release the remaining attempts."""
         self._is_closing = True
         await self._launchers.close()
+        await asyncio.to_thread(self._kill_thread.shutdown)
+        for state in self._launchers.states:
+            if state.is_killing:
+                with suppress(OSError):
+                    await asyncio.to_thread(self._killer_of(state))
         # This also ends the copy that is being made.
         await asyncio.to_thread(self._blob_fetcher.close)
         if self._output_copies is not None:
@@ -382,17 +391,40 @@ class Pool:
         if self._is_closing:
             return
         self.attempt_stats.launcher_crashes += 1
-        lost, state.attempts = list(state.attempts.values()), {}
-        adopted = self._launchers.adopted_processes()
-        kill = partial(
-            kill_lost_attempts, self._task_user_ops, lost, state.folder, adopted
+        state.is_killing = True
+        self._kill_attempts(state, begun_key)
+
+    def _kill_attempts(self, state: LauncherState, begun_key: int) -> None:
+        if self._is_closing:
+            return  # `close` kills them.
+        on_killed = partial(self._on_lost_killed, state, begun_key)
+        try:
+            kill = self._killer_of(state)
+        except OSError as error:
+            on_killed(error)
+        else:
+            self._in_thread(on_killed, kill, self._kill_thread)
+
+    def _killer_of(self, state: LauncherState) -> Callable[[], None]:
+        """Return what kills the tasks of a dead launcher; raise OSError."""
+        return partial(
+            kill_lost_attempts,
+            self._task_user_ops,
+            list(state.attempts.values()),
+            state.folder,
+            self._launchers.adopted_processes(),
         )
-        on_killed = partial(self._on_lost_killed, lost, begun_key)
-        self._in_thread(on_killed, kill)
 
     def _on_lost_killed(
-        self, lost: list[PoolAttempt], begun_key: int, _: object
+        self, state: LauncherState, begun_key: int, error: object
     ) -> None:
+        if error is not None:
+            # They still run, and hold their slots. For example, no descriptor was free.
+            loop = asyncio.get_running_loop()
+            loop.call_later(KILL_AGAIN_S, self._kill_attempts, state, begun_key)
+            return
+        state.is_killing = False
+        lost, state.attempts = list(state.attempts.values()), {}
         self._launchers.reap_orphans()
         for item in lost:
             self._resources.release(item)

@@ -715,6 +715,53 @@ def _parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+async def test_tasks_of_a_killed_launcher_hold_their_slots_until_they_are_killed(
+    tmp_path: Path,
+) -> None:
+    """However long that takes: here no descriptor is free to find them."""
+    word = token()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path, slots=1, with_cgroups=False) as made:
+        first, _ = made.start(f"sleep {word}")
+        await eventually(lambda: processes_with(word))
+        (pid,) = launchers_of(os.getpid())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(1.5)
+            second, _ = made.start("true")
+            await asyncio.sleep(0.1)
+            assert made.outcome(first) is made.outcome(second) is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert (await made.end_of(first)).reason is EndReason.LOST
+        assert processes_with(word) == {}
+        assert (await made.end_of(second)).reason in (
+            EndReason.EXIT,
+            EndReason.RETURNED,
+        )
+
+
+async def test_closing_kills_what_a_dead_launcher_left(tmp_path: Path) -> None:
+    """Even if it could not be killed before."""
+    word = token()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with rig(tmp_path, slots=1, with_cgroups=False) as made:
+        made.start(f"sleep {word}")
+        await eventually(lambda: processes_with(word))
+        (pid,) = launchers_of(os.getpid())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await made.pool.close()
+
+        assert processes_with(word) == {}
+
+
 async def _run_short_tasks(made: Rig) -> None:
     """Run some, so that later ones wait in the launcher."""
     for _ in range(5):
