@@ -414,6 +414,7 @@ class Launcher:
                 self._unkilled.append(child)
                 continue
             if not is_gone:
+                self._process_tracker.give_up(child)
                 child.detail = "processes of this task could not be killed"
             self._slots.release_slot(child.slot, is_empty=is_gone)
             self._outbox.add_end(child)

@@ -32,6 +32,7 @@ class ProcessTracker:
         self._running = running
         self._reap = reap
         self._owners: dict[int, tuple[int, set[int]]] = {}  # of adopted processes
+        self._given_up: set[int] = set()  # adopted processes that cannot be killed
         self._stopped: dict[int, proc_tree.Process] = {}  # by a freeze
         self._children_fd: int | None = None
         with suppress(OSError):  # A kernel may be built without this file.
@@ -42,6 +43,7 @@ class ProcessTracker:
     def on_reaped(self, pid: int) -> None:
         """Forget an adopted process that was reaped: its pid may be reused."""
         self._owners.pop(pid, None)
+        self._given_up.discard(pid)
 
     def kill_remaining(self, child: AttemptProcess) -> bool:
         """Kill the remaining processes of a task whose first process has ended.
@@ -61,6 +63,15 @@ class ProcessTracker:
                 proc_tree.signal_process(processes[pid], signal.SIGKILL)
             self._reap()
         return False
+
+    def give_up(self, child: AttemptProcess) -> None:
+        """Leave the remaining processes of an ended task alone.
+
+        They cannot be killed, and no later task is to wait for them.
+        """
+        self._given_up |= self._kill_orphans(
+            lambda pid: self._should_die_with(pid, child)
+        )
 
     def signal_task(self, child: AttemptProcess, number: int) -> None:
         """Send a signal to every process of a running task."""
@@ -161,9 +172,10 @@ class ProcessTracker:
         return left
 
     def _adopted(self) -> set[int]:
-        """Return the children that are not tasks: orphans of tasks."""
+        """Return the children that are not tasks: orphans of tasks to be killed."""
         if self._children_fd is None:
-            return proc_tree.children_of(os.getpid()) - self._running.keys()
+            children = proc_tree.children_of(os.getpid())
+            return children - self._running.keys() - self._given_up
         parts = []
         offset = 0
         while part := os.pread(self._children_fd, 65536, offset):
@@ -171,7 +183,8 @@ class ProcessTracker:
             offset += len(part)
             if len(part) < CHILDREN_BYTES_SHORT:
                 break
-        return {int(pid) for pid in b"".join(parts).split()} - self._running.keys()
+        children = set(map(int, b"".join(parts).split()))
+        return children - self._running.keys() - self._given_up
 
     def _should_die_with(self, pid: int, ended: AttemptProcess) -> bool:
         owner, suspects = self._owner_of(pid, ended)

@@ -405,3 +405,34 @@ def test_the_mount_of_the_whole_hierarchy_is_found(
 ) -> None:
     """Version 2 only, and not a part of it that was mounted into a container."""
     assert cgroup.parse_mounts(f"1 0 8:1 / / rw - ext4 root rw\n{line}\n") == mount
+
+
+UNKILLABLE = """
+import os, subprocess, sys
+from types import SimpleNamespace
+from octaskly.runner.launcher.process_tracker import ProcessTracker
+from octaskly.runner.processes import proc_tree
+
+def refuse(*_):
+    raise PermissionError
+
+end = os.kill
+os.kill = proc_tree.signal.pidfd_send_signal = refuse  # as for another user's process
+tracker = ProcessTracker({}, lambda: None)
+slot = SimpleNamespace(group=None)
+first, later = SimpleNamespace(pid=1, slot=slot), SimpleNamespace(pid=2, slot=slot)
+with subprocess.Popen(["sleep", "60"]) as left:
+    print(tracker.kill_remaining(first), tracker.kill_remaining(later))
+    tracker.give_up(first)
+    print(tracker.kill_remaining(later))
+    end(left.pid, 9)
+"""
+
+
+def test_no_task_waits_for_an_earlier_one_that_left_an_unkillable_process() -> None:
+    """The earlier one says so itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNKILLABLE], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["False", "False", "True"]
