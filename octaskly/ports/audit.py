@@ -12,6 +12,11 @@ from octaskly.core.model.ids import NodeId
 COMMAND_BYTES_MAX: Final = 4096  #: of the commands in one entry
 
 
+REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+CLIENT_LEFT: Final = 499
+"""In place of the status, if the client left before the answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
     """A request that changed something or was refused, or a summary of equal ones."""
@@ -43,7 +48,7 @@ class AuditEntry:
     @property
     def is_refused(self) -> bool:
         """Return True if the request was refused, and so changed nothing."""
-        return self.status >= HTTPStatus.BAD_REQUEST
+        return self.status in REFUSED_STATUSES
 
 
 @dataclass(frozen=True, slots=True)

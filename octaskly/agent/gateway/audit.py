@@ -40,7 +40,7 @@ ID_CHARS_MAX: Final = 120
 RETRY_S: Final = 2.0  #: while the disk takes no writes
 ABSENT_S: Final = 60.0  #: between two reads of a join time that was not found
 
-_CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x21-\x7e]{1,200})")
+_CURSOR: Final = re.compile(r"([0-9a-f]{1,16})-([\x20-\x7e]{1,200})")
 
 
 class AgentAuditLog:

@@ -37,12 +37,16 @@ from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError
-from octaskly.ports.audit import COMMAND_BYTES_MAX, AuditEntry
+from octaskly.ports.audit import (
+    CLIENT_LEFT,
+    COMMAND_BYTES_MAX,
+    REFUSED_STATUSES,
+    AuditEntry,
+)
 from octaskly.ports.gateway import DispatcherView
 from octaskly.ports.tokens import Principal
 
 PATH: Final = "/internal/v1/audit"
-REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 READ_METHODS: Final = ("GET", "HEAD", "OPTIONS", "")
 ADMINISTRATIVE: Final = (Access.ADMIN, Access.LOCAL, Access.LOCAL_PAGE)
 WINDOW_MS: Final = 60_000
@@ -162,10 +166,16 @@ class Auditor:
 
     def record_request(self, info: RequestInfo, method: str, status: int) -> None:
         """Record an answered request if it was refused or made an audited change."""
-        is_refused = status in REFUSED_STATUSES
         is_change = method not in READ_METHODS and status < HTTPStatus.BAD_REQUEST
-        if not (is_refused or (is_change and info.is_audited)):
-            return
+        if status in REFUSED_STATUSES or (is_change and info.is_audited):
+            self._record(info, method, status)
+
+    def record_departure(self, info: RequestInfo, method: str) -> None:
+        """Record a request whose client left, if it may have made an audited change."""
+        if method not in READ_METHODS and info.is_audited:
+            self._record(info, method, CLIENT_LEFT)
+
+    def _record(self, info: RequestInfo, method: str, status: int) -> None:
         if info.is_decided_elsewhere or self._gateway.mesh_id is None:
             return
         who, now_ms = info.principal, self._clock.now().wall_ms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 
 from aiohttp import web
 
@@ -51,7 +50,7 @@ def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditL
         source=entry.source,
         node=names.get(entry.received_by, entry.received_by),
         decided_by=names.get(entry.decided_by, entry.decided_by),
-        allowed=entry.status < HTTPStatus.BAD_REQUEST,
+        allowed=not entry.is_refused,
         status=entry.status,
         tasks=list(entry.tasks),
         task_count=entry.task_count,

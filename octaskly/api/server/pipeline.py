@@ -115,6 +115,10 @@ class RequestPipeline:
                 await self.turns.wait(connection.owner)
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
+        except asyncio.CancelledError:
+            # What was asked for may be done nevertheless, and nobody gets the answer.
+            self._lifecycle.auditor.record_departure(seen, request.method)
+            raise
         except Exception as error:  # `problem_of` maps it to a status; default 500.
             if request.writer.output_size > 0:
                 # Headers are sent already, so only a broken connection can report the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import signal
 import time
 from typing import Any
@@ -164,3 +165,28 @@ def test_a_viewer_cannot_hide_changes_behind_refusals(fresh_mesh: list[Agent]) -
     assert sum(e["status"] == 403 for e in lines(agent)) <= 2
     (submission,) = (e for e in lines(agent) if victim in e["tasks"])
     assert submission["command"] == "true"
+
+
+def test_a_client_that_leaves_early_hides_no_change(fresh_mesh: list[Agent]) -> None:
+    """It closes its connection while the change is being made."""
+    agent, names = fresh_mesh[0], [f"bo{n}" for n in range(3)]
+    for name in names:
+        token = issue(agent, name=name, role="client")["token"]
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+        }
+        for number in range(8):  # Few enough to have an entry each.
+            task = {"command": "true", "id": f"{name}-{number}"}
+            with contextlib.closing(connection(agent)) as opened:
+                opened.request("POST", "/api/v1/tasks", json.dumps(task), headers)
+                time.sleep(number / 2000)  # To leave at different moments.
+        last = {"command": "true", "id": f"{name}-last"}
+        assert ask(agent, "POST", "/api/v1/tasks", last, token=token)[0] == 201
+    found = agent.call("GET", "/api/v1/tasks?limit=1000")[1]["tasks"]
+
+    def audited() -> int:
+        made = [e for e in lines(agent) if e["action"] == "POST /api/v1/tasks"]
+        return sum(e["count"] for e in made if e["subject"] in names)
+
+    until(lambda: audited() >= len(found), "all changes are in the log")
