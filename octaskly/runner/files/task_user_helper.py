@@ -77,7 +77,10 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "folders": lambda folder, paths: make_folders(_path(folder), paths),
     "above": lambda folder, paths: make_output_folders(_path(folder), paths),
     "remove": lambda folder: _is_removal_unfinished(_path(folder)),
-    "end": lambda marks, pids: list(proc_tree.kill_marked(set(marks), set(pids))),
+    # For the agent, this process looks like one that a task left.
+    "end": lambda marks, pids: list(
+        proc_tree.kill_marked(set(marks), set(pids) - {os.getpid()})
+    ),
     "wake": proc_tree.continue_processes,
 }
 _OPENING: dict[str, Callable[..., int]] = {

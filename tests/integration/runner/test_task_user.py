@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.runner.processes.proc_tree import children_of
 from octaskly.trust import create_secret_file
 from tests.support import as_unit, intruder
 from tests.support.agents import Agent, ending, finished, soon_s, submit, until
@@ -365,6 +367,28 @@ def test_a_task_cannot_take_over_a_launcher(agent: Agent, name: str) -> None:
 
     for pid in launchers_of(agent.process.pid):
         assert refused(agent, name, pid) == "EPERM"
+
+
+def test_the_file_helper_does_not_end_with_a_launcher(agent: Agent) -> None:
+    """It is a child of the agent and has the tasks' user, but is no task's process."""
+    printed(agent, "touch kept", outputs=["kept"])
+    helpers = _helpers_of(agent.process.pid)
+    assert len(helpers) == 1
+    word = token()
+    task = submit(agent, f"test -e once && echo again || (touch once; sleep {word})")
+    until(lambda: processes_with(word), "it runs")
+    for pid in launchers_of(agent.process.pid):
+        os.kill(pid, signal.SIGKILL)
+
+    assert finished(agent, task)["stdout"] == "again\n"
+    assert _helpers_of(agent.process.pid) == helpers
+
+
+def _helpers_of(pid: int) -> list[int]:
+    lines = {
+        child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children_of(pid)
+    }
+    return [child for child, line in lines.items() if b"task_user_helper.py" in line]
 
 
 @pytest.mark.parametrize("name", ["setuid", "setgid", "setgroups"])
