@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -105,9 +106,11 @@ class LauncherProcess:
                 on_error.callback(os.close, self._begun_fd)
                 os.write(self._begun_fd, bytes(KEY_BYTES))
                 self.pid = _spawn(settings, env, theirs.fileno(), self._begun_fd)
+            on_error.callback(os.waitpid, self.pid, 0)
+            on_error.callback(os.kill, self.pid, signal.SIGKILL)
+            self._pid_fd = os.pidfd_open(self.pid)
             on_error.pop_all()
         self._control.settimeout(0)
-        self._pid_fd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._control, self._receive)
         self._loop.add_reader(self._pid_fd, self._on_exited)
         self.exited = self._loop.create_future()  #: done when the process has ended

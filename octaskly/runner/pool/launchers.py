@@ -81,6 +81,7 @@ class Launchers:
                 state.process = self._launch(state)
             except OSError:  # No process or memory available; retried later.
                 self._failed_in_a_row += 1
+                self._remove_group(state)
         return state.process
 
     def are_failing(self) -> bool:
@@ -202,5 +203,11 @@ class Launchers:
         if state.folder is not None and not cgroup.move_process(
             state.folder / "home", process.pid
         ):
-            state.folder = None
+            self._remove_group(state)
         return process
+
+    def _remove_group(self, state: LauncherState) -> None:
+        """Remove the cgroup of a launcher that is not in it."""
+        if state.folder is not None:
+            self._threads.submit(cgroup.kill_and_remove_group, state.folder)
+            state.folder = None

@@ -261,6 +261,7 @@ async def test_a_killed_launcher_leaves_nothing(
 
 
 ORPHANS = 300
+LAUNCHERS = "octaskly.runner.pool.launchers"
 
 
 async def test_orphans_of_a_hostile_task_leave_no_zombies(tmp_path: Path) -> None:
@@ -313,6 +314,25 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
         await eventually(lambda: not _sleepers(word))
         await eventually(lambda: not _groups(folder, pid))
         assert _groups(folder, os.getpid()) != []
+
+    assert _groups(folder, os.getpid()) == []
+
+
+@pytest.mark.skipif(
+    (own := cgroup.own_group_folder()) is None or not os.access(own, os.W_OK),
+    reason="no cgroup can be created here",
+)
+async def test_a_launcher_that_cannot_start_leaves_no_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again every second while attempts wait."""
+    folder = cgroup.own_group_folder()
+    assert folder is not None
+    monkeypatch.setattr(f"{LAUNCHERS}.RESTART_S", 0.05)
+    monkeypatch.setattr(f"{LAUNCHERS}.NO_LAUNCHER_WAIT_S", 0.5)
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+    async with rig(tmp_path) as made:
+        assert (await made.run("true")).reason is EndReason.RETURNED
 
     assert _groups(folder, os.getpid()) == []
 
