@@ -58,7 +58,8 @@ MESSAGE_CHARS_MAX = 1000  #: of an error message of msgspec, at each end
 RESCAN_BYTES_MAX = 1 << 20
 SUBJECT_MAX = 128
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}")
+"""A command line takes what begins with `-` for an option, such as `--force`."""
 _KEYED_ID = re.compile(r"task-[0-9]{12}-[0-9a-f]{8}(\.|$)")
 """Ids that the dispatcher derives from idempotency keys, and those of their members."""
 _MSGSPEC_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -140,7 +141,7 @@ FIELD_HINTS: Final = {
     "timeout": 'an integer from 1 to 86400 (seconds), or "none"',
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths or globs",
-    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    "id": "1 to 64 characters of A-Z a-z 0-9 . _ -, the first not -",
     "durability": "normal or strict",
     "fail_fast": "true or false",
     "trees": "an array of objects with sha256 and node",

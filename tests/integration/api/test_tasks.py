@@ -229,6 +229,14 @@ async def test_a_chosen_id_is_used_once(node: ApiNode) -> None:
     assert twice.json["field"] == "$[1].id"
 
 
+async def test_no_id_is_an_option_of_a_command(node: ApiNode) -> None:
+    """Ids are passed to other commands, as `octaskly ls --json | ... xargs` does."""
+    for chosen in ("--force", "-h"):
+        body = {"command": "true", "id": chosen}
+        refused = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+        assert_problem(refused, 400, "Invalid parameter value")
+
+
 async def test_an_idempotency_key_gives_the_same_task(node: ApiNode) -> None:
     """The same body gives the same task; another body is a conflict."""
     headers = ADMIN | {"Idempotency-Key": "k1"}
