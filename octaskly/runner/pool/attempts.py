@@ -106,6 +106,7 @@ class LauncherState:
         "mean_task_ms",
         "process",
         "queue_depth",
+        "silent_checks",
         "slots",
         "started_s",
     )
@@ -121,6 +122,7 @@ class LauncherState:
             0  #: orders that may wait in this launcher while all its slots are taken
         )
         self.started_s = float("-inf")
+        self.silent_checks = 0  #: see `Launchers.end_unresponsive`
         self.is_killing = False  #: its process died, and its tasks are being killed
 
     def update_queue_depth(self) -> None:

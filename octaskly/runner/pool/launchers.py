@@ -23,6 +23,7 @@ QUEUE_WAIT_S_MAX = 0.05
 NO_LAUNCHER_WAIT_S = 3.0  #: without a launcher, attempts are returned after this
 RESTART_S = 1.0  #: minimum time between two starts of one launcher
 FAILED_MAX = 5  #: failed starts in a row after which launchers are failing
+SILENT_CHECKS_MAX = 5  #: checks, each 2 s after the other
 PROBE_S = 5.0  #: time between start attempts while launchers are failing
 
 
@@ -36,7 +37,7 @@ class Launchers:
         account: The user that launchers and tasks run as; None: the agent's.
         task_user_ops: Signals launchers with the rights of their user.
         clock: The machine's clocks.
-        threads: Runs blocking calls.
+        threads: Signals processes, and removes cgroups.
         with_cgroups: Whether to create cgroups where that is allowed.
         on_messages: Called with the messages of a launcher.
         on_exit: Called when a launcher has exited.
@@ -122,6 +123,27 @@ class Launchers:
         running = [s.process for s in self.states if s.process is not None]
         if pids := {process.pid for process in running if process.was_stopped()}:
             self._threads.submit(self._task_user_ops.continue_processes, pids)
+
+    def end_unresponsive(self) -> None:
+        """Kill launchers that start an attempt for too long.
+
+        For example, its `cwd` is on a file server that does not answer. Meanwhile the
+        launcher ends no attempt and starts no other. One with an attempt that is known
+        to run is spared.
+        """
+        for state in self.states:
+            is_starting = bool(state.attempts) and all(
+                item.pid is None for item in state.attempts.values()
+            )
+            process = state.process
+            if process is None or not process.was_ready or not is_starting:
+                state.silent_checks = 0
+                continue
+            state.silent_checks += 1
+            if state.silent_checks > SILENT_CHECKS_MAX:
+                self._threads.submit(
+                    self._task_user_ops.kill_marked, set(), {process.pid}
+                )
 
     def reap_orphans(self) -> None:
         """Reap adopted processes of tasks that have ended.

@@ -105,7 +105,7 @@ class Pool:
     """
 
     _last_place = _last_key = 0
-    _is_closing = False
+    _is_closing = _is_frozen = False
     _overdue_timer: asyncio.TimerHandle | None = None
     _room_lacked_s = -inf  #: when an attempt was last returned for lack of room
 
@@ -175,7 +175,7 @@ class Pool:
             account=account,
             task_user_ops=self._task_user_ops,
             clock=self._clock,
-            threads=self._threads,
+            threads=self._kill_thread,
             with_cgroups=with_cgroups,
             on_messages=self._on_messages,
             on_exit=self._on_launcher_exit,
@@ -269,14 +269,18 @@ class Pool:
 
         While they are frozen, no attempt starts and no timeout runs.
         """
+        self._is_frozen = is_frozen
         self._launchers.send_to_all("freeze" if is_frozen else "thaw")
 
     def check_launchers(self) -> bool:
         """Continue stopped launchers; return True if launchers can be started.
 
-        Also reaps the processes of tasks that have outlived their launcher.
+        Also ends launchers that do not respond, and reaps the processes of tasks that
+        have outlived their launcher. Call it every 2 s.
         """
         self._launchers.continue_stopped()
+        if not self._is_frozen:  # Else attempts may wait in a launcher.
+            self._launchers.end_unresponsive()
         self._launchers.reap_orphans()
         return not self._launchers.are_failing()
 
@@ -324,6 +328,7 @@ class Pool:
     # -- launchers -------------------------------------------------------------
 
     def _on_messages(self, state: LauncherState, messages: list[list[Any]]) -> None:
+        state.silent_checks = 0
         for name, key, *fields in messages:
             item = state.attempts.get(key)
             if item is None:

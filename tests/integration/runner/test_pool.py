@@ -22,7 +22,7 @@ from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.task_options import BlobRef, Requirements, Retry, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.runner.files.capture import OutputReader
-from octaskly.runner.launch_protocol import encode_settings
+from octaskly.runner.launch_protocol import encode_settings, pack_frame
 from octaskly.runner.launcher import launcher
 from octaskly.runner.launcher.attempt_process import PipeReader
 from octaskly.runner.output.captured_contents import CapturedContents
@@ -910,6 +910,32 @@ async def test_a_node_without_launchers_reports_it_until_one_starts(
         monkeypatch.setattr(launcher, "__file__", sound)
 
         await eventually(made.pool.check_launchers)
+
+
+async def test_a_launcher_that_does_not_respond_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while it enters a folder on a file server that does not answer."""
+    hung = tmp_path / "hung.py"
+    hung.write_text(
+        "import socket, time\n"
+        f"socket.socket(fileno=3).sendall({pack_frame([['ready', 0]])!r})\n"
+        "time.sleep(600)\n"
+    )
+    sound = launcher.__file__
+    monkeypatch.setattr(launcher, "__file__", str(hung))
+    async with rig(tmp_path) as made:
+        task, _ = made.start("echo ran")
+        await eventually(lambda: made.pool.count_attempts()[0])
+        monkeypatch.setattr(launcher, "__file__", sound)
+
+        def is_ended() -> bool:
+            made.pool.check_launchers()
+            return made.outcome(task) is not None
+
+        await eventually(is_ended)
+
+        assert (await made.end_of(task)).stdout == b"ran\n"
 
 
 def test_a_launcher_whose_agent_died_exits_silently(
