@@ -187,6 +187,12 @@ class Components:
             mesh=description.mesh,
         )
 
+    async def flush_audit_log(self) -> None:
+        """Write the entries that wait, if there is a dispatcher, for a short time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AUDIT_FLUSH_S):
+                await self._api.auditor.flush()
+
     def request_stop(self, drain_s: float, *, is_leaving: bool) -> None:
         """Ask the core to transfer the dispatcher role and to drain.
 
@@ -235,9 +241,7 @@ class Components:
             self._config.paths.description.unlink()
         for work in self._background_tasks:
             work.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AUDIT_FLUSH_S):
-                await self._api.auditor.flush()
+        await self.flush_audit_log()
         self.gateway.close()
         self._visitor_files.close()
         await self._join_service.close()

@@ -311,6 +311,8 @@ class Agent:
         if not (self._is_duplicate or self._has_joined_other_mesh):
             drain_s = float(self._config.options.drain_s)
             self._notifier.notify_stopping(drain_s + ending_s + CLOSE_S)
+        # A dispatcher that is asked to stop takes no entries any more.
+        await components.flush_audit_log()
         components.request_stop(drain_s, is_leaving=self._is_leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s + ending_s):

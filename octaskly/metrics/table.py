@@ -111,7 +111,8 @@ _TASK: Final = (
     Metric(
         "octaskly_task_ended_total",
         "counter",
-        "tasks that ended while this node was dispatcher, by state",
+        "tasks that ended while this node was dispatcher, by state; without members of"
+        " arrays that never started",
         ("state",),
         "the dispatcher",
     ),

@@ -461,9 +461,9 @@ class SubmissionService:
                 "Duplicate task ID", field="id", hint="the same id occurs twice"
             )
         taken = await self._store.read_ids_by_name([*ids, *([after] if after else [])])
-        busy = next((task for task in ids if task in taken), None)
-        if busy is None:
+        if not taken:
             return {}
+        busy = next(iter(taken))
         records: dict[TaskId, TaskRecord] = {}
         if after is not None:
             records = await self._read_matching([d for d in drafts if d.id in taken])

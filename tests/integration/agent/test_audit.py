@@ -7,11 +7,12 @@ import http.client
 import json
 import signal
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tests.integration.agent.test_tokens import connection, issue
-from tests.support.agents import Agent, request, roles_of, until
+from tests.support.agents import Agent, meshed, request, roles_of, until
 
 Line = tuple[str | None, str, str | None, str, int]
 
@@ -190,3 +191,16 @@ def test_a_client_that_leaves_early_hides_no_change(fresh_mesh: list[Agent]) -> 
         return sum(e["count"] for e in made if e["subject"] in names)
 
     until(lambda: audited() >= len(found), "all changes are in the log")
+
+
+def test_an_orderly_stop_loses_no_entry(tmp_path: Path) -> None:
+    """Not even of a lone node, nor of changes that are summed up each minute."""
+    count = 14
+    with meshed(tmp_path, "ana") as (agent,):
+        for number in range(count):
+            task = {"command": "true", "id": f"t{number}", "requires": {"gpus": 99}}
+            assert agent.call("POST", "/api/v1/tasks", task)[0] == 201
+    with meshed(tmp_path, "ana") as (agent,):
+        made = [e for e in lines(agent) if e["action"] == "POST /api/v1/tasks"]
+
+    assert sum(entry["count"] for entry in made) == count

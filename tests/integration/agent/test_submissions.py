@@ -136,6 +136,25 @@ def asked(command: str, key: str | None) -> Submission:
     )
 
 
+async def test_a_key_of_a_list_whose_first_tasks_had_own_ids_is_used_up(
+    store: Store, commits: Commits
+) -> None:
+    """Only the last task of the list has an id that the key gives."""
+    service = submissions(store)
+    other = Submission(
+        drafts=(TaskDraft(command="other"),),
+        submitter="ana",
+        idempotency_key="key",
+        is_strict=False,
+    )
+    last = kit.submitted(9, id=service._keyed_id(other, 1))
+    store.append_entries(2, kit.entries([last], after=4), kit.EPOCHS)
+    await commits.get()
+
+    with pytest.raises(TaskExists):
+        await service.accept_submission(other)
+
+
 @pytest.mark.parametrize(
     ("command", "name"), [("first", "nightly"), ("second", "nightly~2")]
 )
