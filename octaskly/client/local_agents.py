@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ OCTASKLY_TOKEN=... octaskly --url https://127.0.0.1:{LAN_PORT} --ca-file FILE ls
 octaskly agent    or run an agent of your own"""
 UNIX_SOCKETS: Final = Path("/proc/net/unix")  #: unix(7) sockets of all users
 _LISTENING: Final = 1 << 16  #: `__SO_ACCEPTCON` of Linux
+_FLAGS: Final = re.compile(r"[0-9A-Fa-f]{1,8}")
 _PATH_FIELD: Final = 7
 
 
@@ -113,7 +115,10 @@ def find_agents_of_others(table: Path = UNIX_SOCKETS) -> Iterator[tuple[str, str
     except OSError:
         return
     for fields in (row.split(maxsplit=_PATH_FIELD) for row in rows):
-        if len(fields) <= _PATH_FIELD or not int(fields[3], 16) & _LISTENING:
+        # A path with a newline makes rows of its owner's choice.
+        if len(fields) <= _PATH_FIELD or not _FLAGS.fullmatch(fields[3]):
+            continue
+        if not int(fields[3], 16) & _LISTENING:
             continue
         path = Path(fields[_PATH_FIELD])
         is_in_state = path.name == STATE_SOCKET
