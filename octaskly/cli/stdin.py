@@ -54,7 +54,7 @@ class _Content(NamedTuple):
         while at < end:
             data = os.pread(self.fd, min(CHUNK_BYTES, end - at), at)
             if not data:
-                raise click.ClickException("stdin shrank while it was read")
+                raise OctasklyError("stdin shrank while it was read")
             at += len(data)
             yield data
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import sys
 import threading
 import unicodedata
@@ -148,16 +149,27 @@ def print_json_body(body: bytes) -> None:
     if is_terminal():
         text = msgspec.json.format(body, indent=2).decode()
         body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()
-    click.echo(body.rstrip(b"\n") + b"\n", nl=False)
+    _write_all(sys.stdout, body.rstrip(b"\n") + b"\n")
 
 
 def write_output(stream: str, data: bytes) -> None:
     """Write output of a task, byte for byte, on `stdout` or `stderr`."""
     text = _stream(is_error=stream == "stderr")
     with _no_progress():
-        text.flush()
-        text.buffer.write(data)
-        text.buffer.flush()
+        _write_all(text, data)
+
+
+def _write_all(text: TextIO, data: bytes) -> None:
+    """Write bytes to a stream; raise OSError if it does not take all of them."""
+    text.flush()
+    rest = memoryview(data)
+    while rest:
+        # Without a buffer, as by PYTHONUNBUFFERED, a part may be written, or nothing.
+        written = text.buffer.write(rest)
+        if not written:
+            select.select((), (text,), ())
+        rest = rest[written or 0 :]
+    text.buffer.flush()
 
 
 class ProgressLine:
