@@ -117,7 +117,7 @@ def _ca_file(environ: Mapping[str, str]) -> str | None:
 
 def _normalize_url(url: str) -> str:
     """Return scheme, host and port of a URL; reject anything after the port."""
-    parts = urlsplit(url)
+    parts, url = urlsplit(url), _without_password(url)
     try:
         port = parts.port
     except ValueError as error:
@@ -128,10 +128,10 @@ def _normalize_url(url: str) -> str:
             hint=_URLS,
         )
     if not is_host(parts.hostname):
-        raise ConfigError(f"{_without_password(url)!r} has no valid host", hint=_URLS)
+        raise ConfigError(f"{url!r} has no valid host", hint=_URLS)
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
-            f"{_without_password(url)!r} contains more than a host and a port",
+            f"{url!r} contains more than a host and a port",
             hint=_URLS,
         )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
