@@ -88,17 +88,23 @@ class ThreadDriver:
         finally:
             flow_run.close_stream()
 
+    def require_open(self) -> None:
+        """Raise Closed if the client is closed."""
+        if self._is_closed:
+            raise Closed("this client is closed", hint="use it inside its `with` block")
+
     def acquire_connection(self) -> HttpConnection:
         """Return a connection for one request.
 
         Raises:
             Closed: the client is closed.
         """
-        if self._is_closed:
-            raise Closed("this client is closed", hint="use it inside its `with` block")
+        self.require_open()
         if self._pid != os.getpid():
             self._pid = os.getpid()
+            # Those of the parent are its own.
             self._idle = deque()
+            self.streams = set()
         with suppress(IndexError):
             return self._idle.pop()
         target = self._endpoint
@@ -179,6 +185,7 @@ class _ThreadFlowRun:
             return reply
         self._connection, self._response = connection, response
         self._driver.streams.add(connection)
+        self._driver.require_open()  # Else `close` may have missed this stream.
         return Response(response.status, headers_of(response), b"")
 
     def _read_chunk(self, timeout_s: float) -> bytes:

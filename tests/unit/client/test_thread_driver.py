@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import linecache
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +20,7 @@ import octaskly.client
 from octaskly.client.drivers import thread_driver
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
+from octaskly.client.errors import Closed
 from octaskly.client.flows import arrays, tasks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call, Response
@@ -173,3 +175,60 @@ def test_ctrl_c_at_any_line_leaves_no_task_running(
         assert "running" not in mesh.status.values(), where
         cancelled += "cancelled" in mesh.status.values()
     assert cancelled > 9
+
+
+class FakeConnection:
+    """A connection whose answers come when its client has just been closed."""
+
+    def __init__(self, before_answer: Callable[[], None]) -> None:
+        self._before_answer = before_answer
+        self.is_closed = self.is_aborted = False
+
+    def send_request(self, *_request: object) -> Any:
+        self._before_answer()
+        return SimpleNamespace(status=200, getheaders=list)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def _stream(driver: ThreadDriver) -> None:
+    """Open a stream, and read it."""
+
+    def flow() -> Any:
+        yield OpenStream(Call("GET", "/api/v1/events"), 1.0)
+        yield ReadStream(1.0)
+
+    driver.run(flow())
+
+
+def test_a_stream_that_opens_while_its_client_is_closed_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would never end: the node sends a sign of life from time to time."""
+    driver = ThreadDriver(Endpoint(url="http://127.0.0.1:1"))
+    connection = FakeConnection(driver.close)
+    monkeypatch.setattr(driver, "acquire_connection", lambda: connection)
+
+    with pytest.raises(Closed):
+        _stream(driver)
+
+    assert connection.is_closed
+
+
+def test_a_forked_child_leaves_the_streams_of_its_parent_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its sockets are those of the parent."""
+    driver = ThreadDriver(Endpoint(url="http://127.0.0.1:1"))
+    connection = FakeConnection(lambda: None)
+    driver.streams.add(cast("Any", connection))
+
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    driver.acquire_connection().close()
+    driver.close()
+
+    assert not connection.is_aborted
