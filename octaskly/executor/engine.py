@@ -174,11 +174,14 @@ class Engine:
     def _submit_loop(self) -> None:
         while (turn := self._wait_for_batch()) is not None:
             batch, calls = turn
-            for call in calls:
-                with suppress(OctasklyError):  # Nothing uses the result.
-                    call()
-            if batch:
-                self._submit_batch(batch)
+            try:
+                for call in calls:
+                    with suppress(OctasklyError):  # Nothing uses the result.
+                        call()
+                if batch:
+                    self._submit_batch(batch)
+            except Exception as error:  # noqa: BLE001 - no future may wait for ever
+                self._fail_all(error)
             del turn, batch, calls
         self._mesh.stop_events()
         for _ in range(FETCHERS):
@@ -226,7 +229,7 @@ class Engine:
             except NodeFilesFull as error:
                 if not self._requeue(work):
                     self._end_future(work, error)
-            except OctasklyError as error:
+            except Exception as error:  # noqa: BLE001 - the future carries it
                 self._end_future(work, error)
             else:
                 work.make_draft = None
@@ -266,7 +269,7 @@ class Engine:
         try:
             for event in self._mesh.events_until_stop():
                 self._handle_event(event)
-        except OctasklyError as error:
+        except Exception as error:  # noqa: BLE001 - no future may wait for ever
             self._fail_all(error)
 
     def _handle_event(self, event: Event) -> None:
@@ -308,7 +311,7 @@ class Engine:
             return
         try:
             task = self._mesh.task(item.id)
-        except OctasklyError as error:
+        except Exception as error:  # noqa: BLE001 - the future carries it
             self._end_future(item, error)
             return
         if task.is_final:
@@ -317,11 +320,11 @@ class Engine:
             with self._changed:
                 item.start()
 
-    def _end_future(self, item: WorkItem, end: Task | OctasklyError) -> None:
+    def _end_future(self, item: WorkItem, end: Task | Exception) -> None:
         """Set the result or the exception of a future, once."""
         if not self._remove_item(item):
             return
-        if isinstance(end, OctasklyError):
+        if isinstance(end, Exception):
             item.future.set_exception(end)
             return
         try:
@@ -353,18 +356,22 @@ class Engine:
         with self._changed:
             is_sent = item.is_submitted
             if not self._remove_item(item) and is_sent:
-                self._deferred_calls.append(
-                    partial(self._mesh.cancel, item.id, force=True)
-                )
+                self._deferred_calls.append(partial(self._cancel, item))
 
-    def _fail_all(self, error: OctasklyError) -> None:
+    def _cancel(self, item: WorkItem) -> None:
+        """Cancel the task of an item; one that was refused may be somebody else's."""
+        if item.is_accepted:
+            self._mesh.cancel(item.id, force=True)
+
+    def _fail_all(self, cause: Exception) -> None:
+        error = cause if isinstance(cause, OctasklyError) else MeshLost(repr(cause))
         with self._changed:
             self._error = error
             works = list(self._all_items())
             self._changed.notify_all()
         for work in works:
             broken = MeshLost(error.message, hint=error.hint)
-            broken.__cause__ = error
+            broken.__cause__ = cause
             self._end_future(work, broken)
 
 

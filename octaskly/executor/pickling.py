@@ -70,6 +70,8 @@ def pickle_calls(
         if is_small or len(part) < call_runner.INLINE_BYTES_MAX // 16:
             kept.append(part)
             continue
+        if not memoryview(part).readonly:
+            part = bytes(part)
         digest = hashlib.sha256(part).hexdigest()
         blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
         kept.append(blobs[-1].name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import queue
 import tempfile
 import time
 from collections.abc import Iterator
@@ -132,3 +134,71 @@ def test_a_full_queue_is_asked_again_when_it_says(
 
     assert not was_done
     assert asked_s[1] - asked_s[0] >= 1.0
+
+
+class Large:
+    """A value that is pickled as a view of its memory, as arrays are."""
+
+    def __init__(self, memory: bytearray | memoryview) -> None:
+        self.memory = memory
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Large, (pickle.PickleBuffer(self.memory),)
+
+
+def _first_byte(value: Large) -> int:
+    return bytes(value.memory)[0]
+
+
+def test_a_value_may_be_changed_once_it_was_submitted(
+    executor: octaskly.Executor,
+) -> None:
+    """Each call gets what the value was then, however large it is."""
+    value = Large(bytearray(1_000_000))
+    futures = []
+    for number in range(4):
+        value.memory[:] = bytes([number]) * len(value.memory)
+        futures.append(executor.submit(_first_byte, value))
+
+    assert [future.result(RESULT_S_MAX) for future in futures] == [0, 1, 2, 3]
+
+
+def test_a_cancelled_future_cancels_no_task_that_it_did_not_get(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mesh refuses its id while it is cancelled: the task is somebody else's."""
+    with (
+        octaskly.Client(state_dir=agents[0].state) as client,
+        octaskly.Executor(state_dir=agents[1].state) as executor,
+    ):
+        client.submit("sleep 60", id="theirs")
+        mesh, made = executor._engine._mesh, queue.SimpleQueue[Any]()
+        submit_each = mesh.submit_each
+
+        def submit_and_cancel(drafts: Any) -> Any:
+            monkeypatch.setattr(mesh, "submit_each", submit_each)
+            assert made.get().cancel()
+            return submit_each(drafts)
+
+        monkeypatch.setattr(mesh, "submit_each", submit_and_cancel)
+        made.put(executor.submit_command("echo other", id="theirs"))
+        assert executor.submit_command("true").result(RESULT_S_MAX).exit_code == 0
+
+        assert client.task("theirs").status in ("queued", "running")
+        client.cancel("theirs", force=True)
+
+
+def test_an_unexpected_error_ends_all_futures(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they, and the end of the program, would wait for ever."""
+    with octaskly.Executor(state_dir=agents[1].state) as executor:
+
+        def fail(_drafts: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(executor._engine._mesh, "submit_each", fail)
+        error = executor.submit_command("true").exception(RESULT_S_MAX)
+
+    assert isinstance(error, octaskly.MeshLost)
+    assert "new thread" in str(error)
