@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 
-from octaskly.client.errors import NotOctaskly
+from octaskly.client.errors import Invalid, NotOctaskly
 
 IDS: Final = "/api/v1/ids"
 TASKS: Final = "/api/v1/tasks"
@@ -82,6 +82,17 @@ def quoted(text: str) -> str:
     return quote(text, safe="", errors="replace")
 
 
+def _header(name: str, value: str) -> Mapping[str, str]:
+    """Return a header; raise Invalid for a value that HTTP does not have."""
+    if value.isascii() and value.isprintable():
+        return {name: value}
+    raise Invalid(
+        f"{value[:80]!a} has a character that is not visible ASCII",
+        status=400,
+        field=name,
+    )
+
+
 def submission(
     body: bytes,
     *,
@@ -93,7 +104,7 @@ def submission(
 
     With `wait_s`, the response to a single task is like that to `task`.
     """
-    headers = {} if key is None else {"Idempotency-Key": key}
+    headers = {} if key is None else _header("Idempotency-Key", key)
     query = {
         "durability": durability,
         "encoding": None if wait_s is None else "base64",
@@ -131,9 +142,8 @@ def candidates(short_id: str) -> Call:
 
 def open_stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
     """Open an event stream after the event `last_id`."""
-    return Call(
-        "GET", path, query, headers={"Last-Event-ID": last_id} if last_id else {}
-    )
+    headers = _header("Last-Event-ID", last_id) if last_id else {}
+    return Call("GET", path, query, headers=headers)
 
 
 def cancel(ref: str, *, force: bool) -> Call:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import octaskly
 from octaskly.api.problems import CATCHING_UP
-from octaskly.client.flows import arrays, outputs, streams, tasks
+from octaskly.client.flows import arrays, outputs, rest_calls, streams, tasks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.retry import CATCHING_UP_ERROR, Deadline
@@ -696,3 +696,12 @@ def test_events_do_not_depend_on_chunk_boundaries(
     ]
 
     assert came == expected
+
+
+@pytest.mark.parametrize("value", ["schl\u00fcssel\u2192", "a\nb", "\u2192"])
+def test_a_key_or_event_id_that_http_has_not_is_refused(value: str) -> None:
+    """By the error that the node would answer with, not by one of the library."""
+    with pytest.raises(octaskly.Invalid, match="visible ASCII"):
+        rest_calls.submission(b"{}", key=value, durability=None)
+    with pytest.raises(octaskly.Invalid, match="visible ASCII"):
+        rest_calls.open_stream("/api/v1/events", {}, value)
