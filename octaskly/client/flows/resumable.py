@@ -52,6 +52,7 @@ class ResumableBody:
                 self.response_head = self._requests.check_response(
                     call, (yield OpenStream(call, timeout_s))
                 )
+            self._deadline.check("the stream did not end")
             data: bytes = yield ReadStream(self._deadline.cap(SILENCE_S_MAX))
         except OctasklyError as error:
             yield from self.close_and_wait(error)

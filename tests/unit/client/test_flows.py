@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -55,6 +55,12 @@ def refused(status: int, error: str, **headers: str) -> Response:
 TASK = reply({"id": "task-1", "status": "queued"}, 201)
 ENDED = reply({"id": "task-1", "status": "completed"})
 BUSY = refused(503, "No dispatcher is elected", retry_after="1")
+
+
+class Slow(NamedTuple):
+    """Data that a caller handles for a second."""
+
+    data: bytes
 
 
 class Play:
@@ -106,6 +112,9 @@ class Play:
                 if outcome == "nothing":
                     self.clock.now_s += timeout_s
                     return octaskly.NoAnswer("silent")
+                if isinstance(outcome, Slow):
+                    self.clock.now_s += 1.0
+                    return outcome.data
                 return outcome
             case Sleep(seconds):
                 self.paused.append(seconds)
@@ -324,6 +333,15 @@ def test_a_deadline_ends_the_wait_for_a_silent_node() -> None:
         play.run(tasks.submit(play.asker, "true", {}, until=play.until(2)))
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
         logged(play, deadline_s=2)
+
+
+def test_a_deadline_ends_a_stream_that_always_has_data() -> None:
+    """Its caller may be slower than the stream."""
+    play = Play(HEAD, *[Slow(A)] * 9)
+
+    with pytest.raises(octaskly.TimedOut, match="within 2 s"):
+        logged(play, deadline_s=2)
+    assert play.clock.now_s <= 3
 
 
 def test_a_deadline_ends_the_retries() -> None:
