@@ -121,10 +121,7 @@ class AsyncioDriver:
             Unreachable, ConfigError: the node cannot be found.
         """
         owner = (os.getpid(), asyncio.get_running_loop())
-        if self._is_closed:
-            raise Closed(
-                "this client is closed", hint="use it inside its `async with` block"
-            )
+        self._require_open()
         if self._owner not in (None, owner):
             raise Closed(
                 "this client belongs to another event loop or process",
@@ -134,7 +131,16 @@ class AsyncioDriver:
         async with self._opening:
             if self._session is None:
                 self._session = await self._open_session()
+                if self._is_closed:  # Meanwhile, and without this session.
+                    await self.close()
+                    self._require_open()
         return self._session
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise Closed(
+                "this client is closed", hint="use it inside its `async with` block"
+            )
 
     async def _open_session(self) -> aiohttp.ClientSession:
         token = self._endpoint.token
