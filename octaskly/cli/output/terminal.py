@@ -182,11 +182,16 @@ class ProgressLine:
         self._is_shown = is_terminal(is_error=True) and not is_quiet
 
     def show(self, text: str) -> None:
-        """Draw the line with this part."""
-        if self._is_shown:
-            with _progress.lock:
+        """Draw the line with this part, unless other output is being written.
+
+        That may wait for its reader for long; whoever makes progress must not.
+        """
+        if self._is_shown and _progress.lock.acquire(blocking=False):
+            try:
                 _progress.parts[self] = on_one_line(text)
                 _progress.draw()
+            finally:
+                _progress.lock.release()
 
     def clear(self) -> None:
         """Clear the line, and leave this part out of the next one."""

@@ -7,7 +7,10 @@ import os
 import threading
 from typing import Any
 
-from octaskly.cli.output.terminal import _write_all
+import pytest
+
+from octaskly.cli.output import terminal
+from octaskly.cli.output.terminal import ProgressLine, _write_all
 
 
 def test_an_unbuffered_stream_gets_every_byte() -> None:
@@ -29,3 +32,24 @@ def test_an_unbuffered_stream_gets_every_byte() -> None:
     reader.join()
 
     assert received == [data]
+
+
+def test_a_reader_that_pauses_stops_no_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `| less` does: the thread that sends files draws the line of progress."""
+    monkeypatch.setattr(terminal, "is_terminal", lambda **_: True)
+    line = ProgressLine(is_quiet=False)
+    is_written, has_shown = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with terminal._no_progress():
+            is_written.set()
+            assert has_shown.wait(30.0)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert is_written.wait(30.0)
+    line.show("1 of 2")
+    has_shown.set()
+    writer.join()
