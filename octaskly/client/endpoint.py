@@ -117,7 +117,11 @@ def _ca_file(environ: Mapping[str, str]) -> str | None:
 
 def _normalize_url(url: str) -> str:
     """Return scheme, host and port of a URL; reject anything after the port."""
-    parts, url = urlsplit(url), _without_password(url)
+    given, url = url, _without_password(url)
+    try:
+        parts = urlsplit(given)
+    except ValueError as error:
+        raise ConfigError(f"{url!r} has no valid host", hint=_URLS) from error
     try:
         port = parts.port
     except ValueError as error:

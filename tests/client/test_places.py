@@ -244,6 +244,7 @@ def test_server_without_http_is_not_taken_for_a_node(open_client: Open) -> None:
         ("localhost:3000", {}, "not an http:// or https:// URL"),
         ("http://localhost:x", {}, "not a number"),
         ("http://me:secret@localhost:x", {}, "not a number"),
+        ("http://me:secret@[x", {}, "no valid host"),
         ("ftp://me:secret@localhost", {}, "not an http:// or https:// URL"),
         ("http://me:secret@192.168.1.20", {}, "more than a host and a port"),
         ("http://localhost:3000/api", {}, "more than a host and a port"),
