@@ -117,10 +117,15 @@ class Lender:
                     if error.path in self._changed:
                         raise
                     self._changed.add(error.path)
-        except OctasklyError as error:
+        except Exception as error:  # noqa: BLE001 - no task may wait for its files
             if not self._is_over.is_set():
+                failure = (
+                    error
+                    if isinstance(error, OctasklyError)
+                    else OctasklyError(f"the files were not sent: {error!r}")
+                )
                 with self._lock:
-                    self.failure, tasks = error, list(self._tasks)
+                    self.failure, tasks = failure, list(self._tasks)
                 for task in tasks:
                     self._cancel(task)
         finally:

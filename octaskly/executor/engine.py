@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final
 
+from octaskly.client.flows.request_flow import may_have_taken_effect
 from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
 from octaskly.executor.call_files import NodeFilesFull
@@ -176,7 +177,7 @@ class Engine:
             batch, calls = turn
             try:
                 for call in calls:
-                    with suppress(OctasklyError):  # Nothing uses the result.
+                    with suppress(Exception):  # Nothing uses the result.
                         call()
                 if batch:
                     self._submit_batch(batch)
@@ -238,6 +239,8 @@ class Engine:
             return
         for work, end in zip(made, self._mesh.submit_each(drafts), strict=True):
             if isinstance(end, OctasklyError):
+                # Then a future that was cancelled meanwhile cancels its task.
+                work.is_accepted = may_have_taken_effect(end)
                 self._end_future(work, end)
             else:
                 self._accept(work, end)
