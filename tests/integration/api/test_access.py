@@ -261,7 +261,8 @@ async def test_the_name_of_a_token_has_its_own_limits(node: ApiNode) -> None:
     body = {"role": "viewer", "name": "a b"}
     answer = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
 
-    hint = "a token's name must be 1 to 64 characters of A-Z a-z 0-9 . _ -"
+    limits = "1 to 64 characters of A-Z a-z 0-9 . _ -, the first not -"
+    hint = f"a token's name must be {limits}"
     assert answer.json["hint"] == hint
 
 

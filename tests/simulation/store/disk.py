@@ -120,7 +120,9 @@ class Disk:
             name=self.name,
             hold=self.hold,
             reports=tuple(self.spool.values()),
-            peers=tuple(PeerHint(peer, where) for peer, where in self.peers.items()),
+            peers=tuple(
+                PeerHint(peer, where) for peer, where in self.peers.items() if where
+            ),
             records=self.committed_records(),
             log_version=self.log_version,
             retired=self.retired.copy(),
