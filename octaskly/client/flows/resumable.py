@@ -15,6 +15,7 @@ from octaskly.client.flows.steps import CloseStream, Flow, OpenStream, ReadStrea
 from octaskly.errors import OctasklyError
 
 SILENCE_S_MAX: Final = 45.0  #: nodes send a keep-alive every 3 s
+REOPEN_S_MIN: Final = 0.5  #: from one opening of a stream to the next
 
 
 class ResumableBody:
@@ -33,6 +34,7 @@ class ResumableBody:
         self._make_call = make_call
         self._deadline = deadline
         self._retry_state = requests.new_retry_state()
+        self._reopening = requests.deadline_after(0.0)  #: when the next stream may open
         self.response_head: Response | None = None  #: None while no stream is open
 
     def read_chunk(self) -> Flow[bytes | None]:
@@ -52,6 +54,7 @@ class ResumableBody:
                 self.response_head = self._requests.check_response(
                     call, (yield OpenStream(call, timeout_s))
                 )
+                self._reopening = self._requests.deadline_after(REOPEN_S_MIN)
             self._deadline.check("the stream did not end")
             data: bytes = yield ReadStream(self._deadline.cap(SILENCE_S_MAX))
         except OctasklyError as error:
@@ -69,7 +72,8 @@ class ResumableBody:
             self._deadline.check("the stream did not end")
         pause_s = yield from self._requests.retry_delay_s(self._retry_state, error)
         self._deadline.check("the stream did not end")
-        yield Sleep(self._deadline.cap(pause_s))
+        # Any data resets the backoff, also that of streams that always end early.
+        yield Sleep(self._deadline.cap(max(pause_s, self._reopening.left_s)))
 
 
 class ResumableEvents:

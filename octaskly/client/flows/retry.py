@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -34,18 +35,21 @@ class Deadline:
     def __init__(self, seconds: float | None, clock: Clock) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._at = None if seconds is None else clock() + seconds
+        self._at = math.inf if seconds is None else clock() + seconds
 
     @property
     def is_over(self) -> bool:
         """Return True if the deadline has passed."""
-        return self._at is not None and self._clock() >= self._at
+        return self._clock() >= self._at
+
+    @property
+    def left_s(self) -> float:
+        """Return the remaining time; 0 once the deadline has passed."""
+        return max(self._at - self._clock(), 0.0)
 
     def cap(self, seconds: float) -> float:
         """Return `seconds` or the remaining time, whichever is shorter."""
-        if self._at is None:
-            return seconds
-        return min(seconds, max(self._at - self._clock(), 0.001))
+        return min(seconds, max(self.left_s, 0.001))
 
     def check(self, what: str) -> None:
         """Raise `TimedOut` if the deadline has passed."""

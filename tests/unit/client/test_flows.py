@@ -17,6 +17,7 @@ from octaskly.api.problems import CATCHING_UP
 from octaskly.client.flows import arrays, outputs, rest_calls, streams, tasks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call, Response
+from octaskly.client.flows.resumable import REOPEN_S_MIN
 from octaskly.client.flows.retry import CATCHING_UP_ERROR, Deadline
 from octaskly.client.flows.sse import Event, EventParser
 from octaskly.client.flows.steps import (
@@ -642,6 +643,25 @@ def test_an_early_end_of_results_is_not_believed() -> None:
     play.run(arrays.results(play.asker, "task-1", ordered=True, deadline=play.until()))
 
     assert len(play.emitted) == 3
+
+
+def test_a_stream_that_always_ends_early_is_not_reopened_in_a_busy_loop() -> None:
+    """Example: a proxy that ends each response after its first bytes."""
+    early = [HEAD, A, b""]
+    play = Play(*early * 20, HEAD, A + END)
+
+    logged(play)
+
+    assert len(play.sent) == 21
+    assert play.clock.now_s >= 20 * REOPEN_S_MIN
+
+
+def test_a_stream_that_lasted_is_reopened_at_once() -> None:
+    """The connection was lost; nothing would be gained by a pause."""
+    play = Play(HEAD, Slow(A), LOST, HEAD, B + END)
+
+    assert logged(play) == b"ab"
+    assert play.paused == [0.0]
 
 
 def test_a_map_has_at_most_two_arrays_in_flight(
