@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octaskly.client.endpoint import Endpoint
-from octaskly.client.flows.files import SendCallbacks
+from octaskly.client.flows.files import SendCallbacks, within
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import Flow, RunBlocking
 from octaskly.client.flows.task_fields import (
     InputFields,
@@ -45,12 +47,14 @@ class TaskInputs(NamedTuple):
             sharing=self.sharing,
         )
 
-    def attach(self, requests: RequestFlow, draft: Draft) -> Flow[DraftWithFiles]:
+    def attach(
+        self, requests: RequestFlow, draft: Draft, deadline: Deadline
+    ) -> Flow[DraftWithFiles]:
         """Send or lend the files of a task."""
         if not self.paths:
             return DraftWithFiles(draft)
         files = self.files(draft.array)
-        attached = yield from files.attach(requests, [draft])
+        attached = yield from within(deadline, files.attach(requests, [draft]))
         [ready] = _with_digests(files, attached)
         if not attached.answer.is_lent:
             return ready
@@ -61,20 +65,21 @@ class TaskInputs(NamedTuple):
         patient = SendCallbacks(on_no_room=lambda _refusal: None)
         lender = Lender(self.endpoint, requests, attached.tree, patient)
         try:
-            yield RunBlocking(lender.open)
+            yield RunBlocking(partial(lender.open, deadline))
         except BaseException:
             yield RunBlocking(lender.close)
             raise
         return ready._replace(loan=lender)
 
     def attach_many(
-        self, requests: RequestFlow, drafts: Sequence[Draft]
+        self, requests: RequestFlow, drafts: Sequence[Draft], deadline: Deadline
     ) -> Flow[list[DraftWithFiles]]:
         """Send the files that all of several tasks get; they are not lent."""
         if not self.paths:
             return [DraftWithFiles(draft) for draft in drafts]
         files = self.files()
-        return _with_digests(files, (yield from files.attach(requests, drafts)))
+        attached = yield from within(deadline, files.attach(requests, drafts))
+        return _with_digests(files, attached)
 
 
 def _with_digests(files: LocalFiles, attached: Attached) -> list[DraftWithFiles]:

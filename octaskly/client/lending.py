@@ -17,6 +17,7 @@ from octaskly.client.flows.files import (
     lend_tree,
 )
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.tasks import cancel
 from octaskly.errors import OctasklyError
 from octaskly.files.local_tree import FileChanged, LocalTree
@@ -62,14 +63,17 @@ class Lender:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def open(self) -> None:
+    def open(self, deadline: Deadline | None = None) -> None:
         """Begin; return when the node knows of the offer.
 
         Raises:
             OctasklyError: the node refuses.
+            TimedOut: the node did not know of it before the deadline.
         """
+        deadline = deadline or self._requests.deadline_after(None)
         self._thread.start()
-        self._is_open.wait()
+        while not self._is_open.wait(deadline.cap(threading.TIMEOUT_MAX)):
+            deadline.check("the files were not offered")
         if self.failure is not None:
             raise self.failure
 

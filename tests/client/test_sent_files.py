@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import octaskly
+from octaskly.client.lending import CLOSE_S
 from tests.cli.stand_in import Api, serving
 from tests.client.kinds import Open
 from tests.client.test_fetching import awaited
 
 MISSING, REPLICATE = "/api/v1/files/missing", "/api/v1/files/replicate"
+LEND = "/api/v1/files/lend"
 
 
 @pytest.fixture
@@ -279,3 +284,59 @@ def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(
     assert api.bodies[1] == {"sha256": draft["tree"]["sha256"], "node": "n1"}
     assert refusal.value.hint == "ben: the disk is full"
     assert api.requests == stored
+
+
+@pytest.mark.parametrize(
+    ("call", "slow"),
+    [
+        ("submit", MISSING),
+        ("submit", REPLICATE),
+        ("array", MISSING),
+        ("submit_many", MISSING),
+        ("run", MISSING),
+        ("run", LEND),
+        ("map", LEND),
+    ],
+)
+def test_a_deadline_ends_the_sending_of_files(
+    open_client: Open, project: Path, call: str, slow: str
+) -> None:
+    """Whatever the node is slow at; no task is submitted."""
+    (project / "src" / "text").write_bytes(bytes(2_000_000))
+    calls: dict[str, Callable[[octaskly.Client, Any], object]] = {
+        "submit": lambda client, wanted: client.submit("true", **wanted),
+        "array": lambda client, wanted: client.array("true", "1-2", **wanted),
+        "submit_many": lambda client, wanted: client.submit_many(["true"], **wanted),
+        "run": lambda client, wanted: client.run("true", **wanted),
+        "map": lambda client, wanted: list(client.map("true", ["a"], **wanted)),
+    }
+    # Of what is lent, the node lacks all but the manifest.
+    lacks_all = call in ("run", "map")
+    api, is_over = Api(), threading.Event()
+
+    def answer(path: str, body: Any) -> Any:
+        if path == slow:
+            is_over.wait(9)
+        asked = body["sha256"]
+        if path == MISSING:
+            is_many = lacks_all and len(asked) > 1
+            return {"missing": asked if is_many else [], "node": "n1"}
+        return {"nodes": ["n1", "n2"]}
+
+    for path in (MISSING, REPLICATE, LEND):
+        api.answers[path] = partial(answer, path)
+
+    with serving(api) as url:
+        began_at = time.monotonic()
+        with pytest.raises(octaskly.TimedOut, match="files"):
+            calls[call](open_client(url), {"inputs": ["src"], "deadline_s": 0.5})
+        took_s = time.monotonic() - began_at
+        is_over.set()
+        for thread in threading.enumerate():
+            if thread.name == "lender":
+                thread.join(5)
+                assert not thread.is_alive()
+
+    assert took_s < 0.5 + CLOSE_S + 1
+    assert f"POST {slow}" in api.requests
+    assert api.drafts == []

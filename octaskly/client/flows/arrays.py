@@ -88,7 +88,7 @@ def map_(
             # No `while`, at whose jump back no handler would see a Ctrl-C.
             for part in islice(parts, ARRAYS_AHEAD_MAX - len(under_way)):
                 draft = make_draft(command, fields, {"items": part.items})
-                part.attached = yield from attach_files(requests, draft)
+                part.attached = yield from attach_files(requests, draft, deadline)
                 under_way.append(part)
                 part.task = yield from tasks.submit_cancellable(
                     requests, part.attached.draft, deadline=deadline

@@ -8,12 +8,12 @@ from typing import Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from octaskly.client.errors import Invalid, NotFound, Refused
+from octaskly.client.errors import Invalid, NoAnswer, NotFound, Refused
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Body, Call, resource_path
 from octaskly.client.flows.resumable import ResumableEvents
-from octaskly.client.flows.retry import RetryState
-from octaskly.client.flows.steps import Flow, SendRequest, Sleep
+from octaskly.client.flows.retry import Deadline, RetryState
+from octaskly.client.flows.steps import Flow, SendRequest, Sleep, Step
 from octaskly.errors import MeshError, OctasklyError
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import (
@@ -39,6 +39,7 @@ NO_ROOM_ERROR: Final = "Not enough space for the file"
 """Refusal of a node that may have room later."""
 NO_ROOM_RETRY_S: Final = 1.0
 _UPLOADED_BY_OTHERS: Final = ("Piece out of order", "Upload in progress")
+_LATE: Final = "the files were not sent"
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 
 _T = TypeVar("_T")
@@ -97,6 +98,50 @@ class ContentBody:
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         return iter(self._read())
+
+
+def within(deadline: Deadline, flow: Flow[_T]) -> Flow[_T]:
+    """Run a flow that sends files, whose requests and pauses end at the deadline.
+
+    Raises:
+        TimedOut: the flow has not ended before the deadline.
+    """
+    resume: Callable[[], Step] = partial(next, flow)
+    while True:
+        try:
+            step = resume()
+        except StopIteration as end:
+            result: _T = end.value
+            return result
+        except NoAnswer:
+            deadline.check(_LATE)
+            raise
+        try:
+            if isinstance(step, SendRequest | Sleep):
+                deadline.check(_LATE)
+                step = _limited(step, deadline)
+            resume = partial(flow.send, (yield step))
+        except BaseException as error:  # noqa: BLE001 - thrown into the flow
+            resume = partial(flow.throw, error)
+
+
+def _limited(step: SendRequest | Sleep, deadline: Deadline) -> SendRequest | Sleep:
+    if isinstance(step, Sleep):
+        return Sleep(deadline.cap(step.seconds))
+    call, timeout_s = step.call, deadline.cap(step.timeout_s)
+    body = call.body
+    if isinstance(body, ContentBody):
+        call = call._replace(
+            body=ContentBody(len(body), partial(_read, body, deadline))
+        )
+    return SendRequest(call, timeout_s)
+
+
+def _read(body: ContentBody, deadline: Deadline) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a large body, whose transfer may take longer than allowed."""
+    for part in body:
+        deadline.check(_LATE)
+        yield part
 
 
 def upload_file(

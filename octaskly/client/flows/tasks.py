@@ -81,17 +81,19 @@ class DraftWithFiles(NamedTuple):
             yield RunBlocking(self.loan.close)
 
 
-AttachFiles: TypeAlias = Callable[[RequestFlow, Draft], Flow[DraftWithFiles]]
+AttachFiles: TypeAlias = Callable[[RequestFlow, Draft, Deadline], Flow[DraftWithFiles]]
 """Sends or lends the files of a task."""
 
 
 AttachToMany: TypeAlias = Callable[
-    [RequestFlow, Sequence[Draft]], Flow[list[DraftWithFiles]]
+    [RequestFlow, Sequence[Draft], Deadline], Flow[list[DraftWithFiles]]
 ]
 """Sends the files that all of several tasks get."""
 
 
-def attach_nothing(_requests: RequestFlow, draft: Draft) -> Flow[DraftWithFiles]:
+def attach_nothing(
+    _requests: RequestFlow, draft: Draft, _deadline: Deadline
+) -> Flow[DraftWithFiles]:
     """Return a task without files."""
     yield from ()
     return DraftWithFiles(draft)
@@ -109,8 +111,9 @@ def submit(
     until: Deadline | None = None,
 ) -> Flow[Task]:
     """Submit one task."""
+    until = until or requests.deadline_after(None)
     draft = make_draft(command, fields, array)
-    attached = yield from attach_files(requests, draft)
+    attached = yield from attach_files(requests, draft, until)
     task = yield from submit_draft(
         requests, attached.draft, key=key, durability=durability, until=until
     )
@@ -173,7 +176,7 @@ def submit_many(
     if body == b"[]":
         return []
     if attach_files is not None:
-        files = yield from attach_files(requests, wanted)
+        files = yield from attach_files(requests, wanted, deadline)
         body = encode_batch(each.draft for each in files)
     call = _submission_call(requests, body, key, durability)
     tasks = yield from requests.send_and_decode(call, list[Task], deadline)
@@ -198,7 +201,8 @@ def run(
     deadline: Deadline,
 ) -> Flow[Task]:
     """Submit a task and return it once it has ended; cancel it if interrupted."""
-    attached = yield from attach_files(requests, make_draft(command, fields))
+    draft = make_draft(command, fields)
+    attached = yield from attach_files(requests, draft, deadline)
     task = None
     try:
         task = yield from submit_cancellable(

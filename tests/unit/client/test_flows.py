@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import octaskly
 from octaskly.api.problems import CATCHING_UP
-from octaskly.client.flows import arrays, outputs, rest_calls, streams, tasks
+from octaskly.client.flows import arrays, files, outputs, rest_calls, streams, tasks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.resumable import REOPEN_S_MIN
@@ -343,6 +343,25 @@ def test_a_deadline_ends_a_stream_that_always_has_data() -> None:
     with pytest.raises(octaskly.TimedOut, match="within 2 s"):
         logged(play, deadline_s=2)
     assert play.clock.now_s <= 3
+
+
+def test_a_deadline_ends_the_sending_of_files() -> None:
+    """Also if the node accepts each, and in the middle of a large one."""
+    play = Play(*[ENDED] * 9)
+    body = files.ContentBody(4, lambda: [b"ab", b"cd"])
+
+    def upload() -> Any:
+        while True:
+            yield SendRequest(Call("POST", "/", body=body), 30.0)
+            yield Sleep(1.5)
+
+    with pytest.raises(octaskly.TimedOut, match="not sent within 2 s"):
+        play.run(files.within(play.until(2), upload()))
+    parts = iter(play.sent[0].body or ())
+
+    assert (len(play.sent), play.clock.now_s) == (2, 2.0)
+    with pytest.raises(octaskly.TimedOut):
+        next(parts)
 
 
 def test_a_deadline_ends_the_retries() -> None:
