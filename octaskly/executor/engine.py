@@ -239,9 +239,9 @@ class Engine:
             return
         for work, end in zip(made, self._mesh.submit_each(drafts), strict=True):
             if isinstance(end, OctasklyError):
+                self._end_future(work, end)
                 # Then a future that was cancelled meanwhile cancels its task.
                 work.is_accepted = may_have_taken_effect(end)
-                self._end_future(work, end)
             else:
                 self._accept(work, end)
 

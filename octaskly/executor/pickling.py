@@ -70,10 +70,9 @@ def pickle_calls(
         if is_small or len(part) < call_runner.INLINE_BYTES_MAX // 16:
             kept.append(part)
             continue
-        if not memoryview(part).readonly:
-            part = bytes(part)
-        digest = hashlib.sha256(part).hexdigest()
-        blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
+        data = bytes(part)  # A copy of a view, whose memory the caller may change.
+        digest = hashlib.sha256(data).hexdigest()
+        blobs.append(Blob(f"octaskly.{len(blobs)}", digest, data))
         kept.append(blobs[-1].name)
     return CallPayload(b"".join(call_runner.encode_payload(kept, header)), blobs)
 

@@ -150,14 +150,16 @@ def _first_byte(value: Large) -> int:
     return bytes(value.memory)[0]
 
 
+@pytest.mark.parametrize("is_read_only", [False, True])
 def test_a_value_may_be_changed_once_it_was_submitted(
-    executor: octaskly.Executor,
+    executor: octaskly.Executor, is_read_only: bool
 ) -> None:
     """Each call gets what the value was then, however large it is."""
-    value = Large(bytearray(1_000_000))
+    memory = bytearray(1_000_000)
+    value = Large(memoryview(memory).toreadonly() if is_read_only else memory)
     futures = []
     for number in range(4):
-        value.memory[:] = bytes([number]) * len(value.memory)
+        memory[:] = bytes([number]) * len(memory)
         futures.append(executor.submit(_first_byte, value))
 
     assert [future.result(RESULT_S_MAX) for future in futures] == [0, 1, 2, 3]
@@ -202,3 +204,28 @@ def test_an_unexpected_error_ends_all_futures(
 
     assert isinstance(error, octaskly.MeshLost)
     assert "new thread" in str(error)
+
+
+def test_a_cancelled_future_cancels_its_task_though_the_answer_was_lost(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node has accepted it; nobody waits for it any more."""
+    with (
+        octaskly.Client(state_dir=agents[0].state) as client,
+        octaskly.Executor(state_dir=agents[1].state) as executor,
+    ):
+        mesh, made = executor._engine._mesh, queue.SimpleQueue[Any]()
+        submit_each = mesh.submit_each
+
+        def submit_and_lose(drafts: Any) -> Any:
+            [task] = submit_each(drafts)
+            assert isinstance(task, octaskly.Task)
+            assert made.get().cancel()
+            accepted.put(task.id)
+            return iter([octaskly.ReplyLost("the connection was lost")])
+
+        monkeypatch.setattr(mesh, "submit_each", submit_and_lose)
+        accepted = queue.SimpleQueue[str]()
+        made.put(executor.submit_command("sleep 60"))
+        task = accepted.get(timeout=RESULT_S_MAX)
+        until(lambda: client.task(task).status == "cancelled", "the task is cancelled")

@@ -28,6 +28,7 @@ from octaskly.client.flows.files import (
 from octaskly.client.flows.task_fields import InputPath
 from octaskly.client.lending import Lender
 from octaskly.client.local_files import LocalFiles, contents_of
+from octaskly.errors import OctasklyError
 from octaskly.files.local_tree import FileChanged, LocalTree
 from tests.support.agents import (
     Agent,
@@ -410,6 +411,23 @@ def test_a_client_whose_node_restarts_lends_again(
 
     assert ended["stdout"].strip() == str(8 * LARGE_BYTES), ended["detail"]
     assert sum(size for size in sent if size > 0) < 12 * LARGE_BYTES
+
+
+def test_a_lender_whose_thread_fails_says_so(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its tasks would wait for files that nobody sends."""
+    (tmp_path / "file").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    lender = lend(session, scan(["file"]))
+
+    def fail() -> None:
+        raise MemoryError("no room for the draft")
+
+    monkeypatch.setattr(lender, "_lend", fail)
+    with pytest.raises(OctasklyError, match="no room for the draft"):
+        lender.open()
+    lender.close()
 
 
 # --- No room, and Ctrl-C -----------------------------------------------------------
