@@ -3,9 +3,9 @@
 The module is pure: bytes in, bytes out. Each message has a fixed size. An attacker who
 guesses a code or intercepts the connection has one try per run and learns nothing else.
 
-A short code needs SPAKE2, so that a run lets nobody try codes offline. A long code has
-128 bits. X25519 suffices for it, and takes a hundredth of the time, which matters as
-failures do not end the code.
+A short code needs SPAKE2: after a plain exchange, an attacker could try all codes
+offline. A long code has 128 bits, so X25519 suffices. It takes a hundredth of the time,
+which matters because failures do not end a long code.
 """
 
 from __future__ import annotations

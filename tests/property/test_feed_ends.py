@@ -83,7 +83,7 @@ def arrivals(draw: st.DrawFn) -> list[list[Entry]]:
 
 
 class Client:
-    """What one client knows, which reads the log page by page."""
+    """A client that reads the log page by page, and keeps the state of each task."""
 
     def __init__(self, db: sqlite3.Connection, data: st.DataObject) -> None:
         self.db = db

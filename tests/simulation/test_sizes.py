@@ -215,7 +215,7 @@ def test_large_mesh_keeps_few_links() -> None:
 def test_broken_path_of_one_worker_changes_no_dispatcher(
     index: int, *, is_cut_from_standbys: bool
 ) -> None:
-    """Most nodes of a large mesh are linked to nobody else, so they have to ask others.
+    """Most nodes of a large mesh have no other link, so they ask nodes that they dial.
 
     All of them hear the dispatcher, so one of them is the worker's relay.
     """

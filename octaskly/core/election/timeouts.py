@@ -313,7 +313,7 @@ class Timeouts:
     def _may_hear(self, suspicion: Suspicion) -> bool:
         """Return True if a peer that follows the suspect came too late for a probe.
 
-        In a large mesh, most nodes are linked to nobody but the dispatcher.
+        In a large mesh, most nodes are linked to the dispatcher alone.
         """
         return not suspicion.is_proven and any(
             view.dispatcher == suspicion.suspect

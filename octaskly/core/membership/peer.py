@@ -95,7 +95,7 @@ class PeerView:
 
     @property
     def is_api_failing(self) -> bool:
-        """Return True if its API does not serve other nodes, as far as is known."""
+        """Return True if the peer said that its API does not serve other nodes."""
         health = self.last_heartbeat_ok
         return health is not None and health.is_api_failing
 

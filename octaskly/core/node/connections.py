@@ -69,12 +69,15 @@ class LinkPolicy:
             (peer, view.dispatcher == dispatcher)
             for peer, view in peers
             if peer not in needed
-            # One that follows nobody may need this node as a relay, unless it is back.
+            # A lost peer that follows nobody may need this node as a relay.
             and (view.dispatcher is not None or self._roster_builder.is_present(peer))
         ]
 
     def is_unneeded(self, peer: NodeId) -> bool:
-        """Return True if no takeover in a large mesh needs the new link of a peer."""
+        """Return True if no takeover in a large mesh needs the new link of a peer.
+
+        The roster may be older than the peer's loss, so it is not asked.
+        """
         needed, view = self.needed_peers(), self._peer_table.peers.get(peer)
         follows = view is not None and view.dispatcher is not None
         return bool(needed) and peer not in needed and follows

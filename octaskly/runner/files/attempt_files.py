@@ -40,7 +40,7 @@ REMOVE_RETRY_S = 1.0
 
 
 class NoRoom(NamedTuple):
-    """What this node lacks now to run an attempt, and why."""
+    """The resource that this node lacks to run an attempt, and the reason."""
 
     what: str
     why: str

@@ -493,7 +493,7 @@ async def test_the_end_of_an_array_is_sent_once_after_all_of_its_members(
 async def test_a_client_that_reconnects_between_two_pages_gets_the_end_of_an_array(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows is only that its webhook was sent."""
+    """The only later entry says that its webhook was sent."""
     array = kit.task_id(5)
     asked = TaskOptions(array=ArraySpec(count=1), notify_url="http://localhost")
     async with bench.feed.subscribe(None) as listening:

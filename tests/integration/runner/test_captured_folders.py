@@ -179,7 +179,7 @@ def test_outputs_whose_manifest_cannot_be_read_now_stay(
 
 
 def test_outputs_are_counted_once_a_descriptor_is_free(tmp_path: Path) -> None:
-    """What is being copied meanwhile was not left by a killed agent."""
+    """Outputs that are just being copied were not left by a killed agent."""
     folder = tmp_path / "task" / "1-1-1-1"
     assert capture(open_folders(tmp_path), folder, 300)
     later = open_folders(tmp_path)
