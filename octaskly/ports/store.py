@@ -84,7 +84,6 @@ class TaskSearch:
     text: str | None = None  #: in the command, name or call, in any case
     submitter: str | None = None
     ended_after_ms: int | None = None  #: wall clock, from the timestamps of the log
-    after: TaskId | None = None  #: only tasks after this one in the order of the query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +93,8 @@ class TaskQuery:
     state: TaskState | None = None
     node: NodeId | None = None
     limit: int = 100
-    offset: int = 0  #: ignored in a search
+    offset: int = 0  #: ignored in a search, and with `after`
+    after: TaskId | None = None  #: only tasks after this one, in the order of the page
     array: TaskId | None = None  #: list its members with a row; None: no members
     is_arrays_only: bool = False  #: list only arrays, without other filters
     is_newest_first: bool = False

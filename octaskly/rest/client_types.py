@@ -131,8 +131,6 @@ class TaskPage(TaskLines, frozen=True, kw_only=True):
     """One page of tasks."""
 
     tasks: list[Task]
-    next: str | None = None
-    left: int = 0
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

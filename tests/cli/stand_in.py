@@ -269,6 +269,9 @@ class Handler(BaseHTTPRequestHandler):
         if query.get("newest") == "true":
             found.reverse()
         start, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
+        if "after" in query:
+            ids = [task["id"] for task in found]
+            start = ids.index(query["after"]) + 1
         part = found[start : start + limit]
         return {"tasks": part, "total": len(found), "returned": len(part)}
 

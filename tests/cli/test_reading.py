@@ -222,10 +222,10 @@ def test_ls_tells_how_many_tasks_it_leaves_out(busy: Api, octaskly: Run) -> None
         b"the latest 1 of 3 ended tasks; more: --limit N, --all, or --oldest\n"
     )
     assert ids(oldest) == ["1", "2"]
-    assert oldest.stderr == b"2 of 7 shown; more: --oldest --offset 2\n"
+    assert oldest.stderr == b"2 of 7 shown; more: --oldest --after 2\n"
     assert ids(newest) == ["7", "3fa2"]
     assert ids(latest) == ["5", "3fa2"]
-    assert latest.stderr == b"2 of 7 shown; more: --offset 3\n"
+    assert latest.stderr == b"2 of 7 shown; more: --after 5\n"
     assert ids(every) == ["1", "2", "3", "4", "5", "3fa2", "7"]
     assert every.stderr == b""
 

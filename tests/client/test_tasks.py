@@ -209,6 +209,19 @@ def test_tasks_are_found_by_name_and_labels(client: octaskly.Client) -> None:
         found(labels={"n": "\ud800"})
 
 
+def test_list_is_whole_while_its_tasks_stop_matching(client: octaskly.Client) -> None:
+    """As the caller cancels each task that it gets."""
+    drafts = [octaskly.Draft(command="true", requires={"gpus": 99})] * 1100
+    wanted = [task.id for task in client.submit_many(drafts)]
+    cancelled = []
+
+    for task in client.tasks(status="queued"):
+        client.cancel(task)
+        cancelled.append(task.id)
+
+    assert cancelled == wanted
+
+
 def test_task_is_found_by_any_text_in_its_command(
     client: octaskly.Client,
 ) -> None:

@@ -170,6 +170,8 @@ def shown(db: sqlite3.Connection) -> dict[str, object]:
         for state in (None, *TaskState):
             query = TaskQuery(array=ARRAY, node=node, state=state, limit=4, offset=1)
             found[f"{node} {state}"] = page(query)
+            query = TaskQuery(array=ARRAY, node=node, state=state, after=ids[2])
+            found[f"{node} {state} after"] = page(query)
     found["stats"] = queries.read_stats(db)
     packer = kit.PicklePacker()
     found["recent"] = change_feed.read_recent_attempts(db, packer, 0, 20)

@@ -368,8 +368,8 @@ class FakeGateway:
             found.reverse()
         ids = [record.id for record in found]
         start = query.offset
-        if query.search is not None and query.search.after in ids:
-            start = ids.index(query.search.after) + 1
+        if query.after in ids:
+            start = ids.index(query.after) + 1
         part = tuple(found[start : start + query.limit])
         has_more = query.search is not None and start + len(part) < len(found)
         return TaskListPage(part, len(found), part[-1].name if has_more else None)

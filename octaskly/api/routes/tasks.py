@@ -116,9 +116,9 @@ async def list_tasks(request: Request) -> web.StreamResponse:
             request.services.clock.now().wall_ms,
         ),
     )
-    if asked.search is not None and (after := given.after()) is not None:
+    if (after := given.after()) is not None:
         task = (await gateway.find_task(after, TaskParts.BRIEF)).id
-        asked = replace(asked, search=replace(asked.search, after=task))
+        asked = replace(asked, after=task)
     if (array := given.array()) is not None:
         found = await gateway.find_task(array, TaskParts.BRIEF)
         asked = replace(asked, array=require_array(found, "array").id)

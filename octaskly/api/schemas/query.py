@@ -53,7 +53,10 @@ _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
 _Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
 
 PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
-    "after": (str, "`next` of an earlier response: continue after it"),
+    "after": (
+        str,
+        "only tasks after this one; in a search, the `next` before",
+    ),
     "array": (_Ref, "only members of this array; default: tasks that are not members"),
     "attempt": (
         Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
@@ -242,9 +245,6 @@ class Query:
             within_s = self._integer("ended_within_s", 1, 1, SINCE_S_MAX)
             ended_after_ms = now_ms - 1000 * within_s
         if not (labels or name or text or submitter or ended_after_ms):
-            if "after" in self._values:
-                names = "`name`, `label`, `text`, `mine` or `ended_within_s`"
-                raise _invalid("after", f"`after` requires {names}")
             return None
         for field, why in (("offset", "use `after`"), ("array", "it finds no members")):
             if self._values.get(field, "0") != "0":
@@ -279,8 +279,10 @@ class Query:
         return text
 
     def after(self) -> str | None:
-        """Return the task after which a search continues."""
+        """Return the task after which the list begins, None for its first page."""
         text = self._values.get("after")
+        if text is not None and self._values.get("offset", "0") != "0":
+            raise _invalid("offset", "`after` replaces `offset`")
         return None if text is None else task_ref(text, "after")
 
     def _words(self, name: str) -> str | None:

@@ -111,7 +111,7 @@ SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
     "--after",
     metavar="ID",
     shell_complete=completion.complete_tasks,
-    help="Continue a search after this task.",
+    help="Continue after this task.",
 )
 @JSON_OPTION
 @click.pass_obj

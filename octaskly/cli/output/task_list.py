@@ -93,14 +93,16 @@ def fetch_matching(
         asked |= {"after": page["next"], "limit": limit - len(rows)}
         page = _fetch(client, asked)
         rows += page["tasks"]
+    total, after = page["total"], page.get("next")
     offset = query.get("offset")
-    shown = (offset if isinstance(offset, int) else 0) + len(rows)
-    total, flag = page["total"], f" --{order}" if order else ""
+    before = offset if isinstance(offset, int) else 0
+    if "next" not in page and len(rows) == limit and before + limit < total:
+        after = rows[-1].get("short_id") or rows[-1]["id"]
     notes = []
-    if page.get("next") is not None:
-        notes = [f"{len(rows)} shown; more:{flag} --after {page['next']}"]
-    elif total is not None and shown < total:
-        notes = [f"{len(rows)} of {total} shown; more:{flag} --offset {shown}"]
+    if after is not None:
+        of_all = "" if total is None else f" of {total}"
+        flag = f" --{order}" if order else ""
+        notes = [f"{len(rows)}{of_all} shown; more:{flag} --after {after}"]
     return TaskList(rows if order else rows[::-1], total, notes)
 
 
@@ -111,11 +113,11 @@ def fetch_all(client: Session, query: Query) -> TaskList:
     while True:
         page = _fetch(client, asked)
         rows += page["tasks"]
-        if page.get("next") is not None:
+        if "next" in page:  # A search, which says where it stopped.
             asked["after"] = page["next"]
-        elif "next" not in page and len(page["tasks"]) == PAGE:
-            asked["offset"] = len(rows)
         else:
+            asked["after"] = rows[-1]["id"] if len(page["tasks"]) == PAGE else None
+        if asked["after"] is None:
             return TaskList(rows, len(rows), [])
 
 

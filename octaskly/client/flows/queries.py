@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
+from msgspec import UNSET
+
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call
@@ -18,10 +20,7 @@ PAGE: Final = 1000  #: tasks per request
 
 
 class TaskFilter(TypedDict, total=False):
-    """Filter of a task list.
-
-    `name`, `labels`, `text`, `mine` or `ended_within_s` makes it a search.
-    """
+    """Filter of a task list."""
 
     status: Status
     worker_id: str  #: name or id of the node
@@ -34,31 +33,38 @@ class TaskFilter(TypedDict, total=False):
     newest: bool  #: newest first
 
 
-_SEARCH_FIELDS: Final = frozenset({"name", "labels", "text", "mine", "ended_within_s"})
-
-
 def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
-    """Emit tasks, read page by page."""
+    """Emit tasks, read page by page.
+
+    A page begins after a task of the page before, because an offset would skip tasks if
+    earlier ones matched no longer. It is read before those tasks are emitted, because
+    the caller may forget them.
+    """
     query = _query(task_filter)
-    is_search = bool(_SEARCH_FIELDS & task_filter.keys())
-    while True:
-        page = yield from requests.send_and_decode(
-            Call("GET", rest_calls.TASKS, dict(query)), TaskPage
-        )
+    page = yield from _read_page(requests, query)
+    while (after := _end_of(page)) is not None:
+        following = yield from _read_page(requests, {**query, "after": after})
         for task in page.tasks:
             yield Emit(task)
-        if is_search and page.next is not None:
-            query["after"] = page.next
-        elif not is_search and len(page.tasks) == PAGE:
-            query["offset"] += PAGE
-        else:
-            return
+        page = following
+    for task in page.tasks:
+        yield Emit(task)
+
+
+def _read_page(requests: RequestFlow, query: Mapping[str, Any]) -> Flow[TaskPage]:
+    call = Call("GET", rest_calls.TASKS, query)
+    return (yield from requests.send_and_decode(call, TaskPage))
+
+
+def _end_of(page: TaskPage) -> str | None:
+    """Return the task after which the next page begins, None at the end."""
+    if page.next is not UNSET:  # A search, which says where it stopped.
+        return page.next
+    return page.tasks[-1].id if len(page.tasks) == PAGE else None
 
 
 def _query(task_filter: TaskFilter) -> dict[str, Any]:
     query: dict[str, Any] = {**task_filter, "limit": PAGE}
-    if not _SEARCH_FIELDS & task_filter.keys():
-        query["offset"] = 0
     if "array" in task_filter:
         query["array"] = ref_of(task_filter["array"])
     if labels := query.pop("labels", None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec import json
@@ -34,6 +34,8 @@ _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 
 Keys = tuple[int, int]
 """The first and the last key of a range."""
 
+_TASK_KEYS: Final = 0, arrays.MEMBER_KEYS_START - 1  #: of all but members of arrays
+
 
 def read_task_page(
     db: sqlite3.Connection,
@@ -55,34 +57,35 @@ def read_task_page(
     members = None if query.array is None else arrays.read_members_of(db, query.array)
     if query.array is not None and members is None:
         return TaskListPage((), 0)
-    keys = (
-        (0, arrays.MEMBER_KEYS_START - 1)
-        if members is None
-        else (members.first, members.last)
-    )
+    keys = _TASK_KEYS if members is None else (members.first, members.last)
     place = list_counts.find_page_start(
         db, _cells(query), keys, query.offset, is_last_first=query.is_newest_first
     )
-    if query.offset >= place.total or query.limit <= 0:
+    if query.limit <= 0:
         return TaskListPage((), place.total)
-    return TaskListPage(
-        _read_shown(db, query, _read_keys(db, query, place)), place.total
-    )
+    if query.after is None:
+        found = _read_keys(db, query, map(_keys_of_block, place.blocks), place.skip)
+    else:
+        parts = _parts(db, query, _keys_after(query, keys, _key_of(db, query.after)))
+        found = _read_keys(db, query, (part for part, _ in parts))
+    return TaskListPage(_read_shown(db, query, found), place.total)
 
 
 def _read_keys(
-    db: sqlite3.Connection, query: TaskQuery, place: list_counts.PageStart
+    db: sqlite3.Connection, query: TaskQuery, blocks: Iterable[Keys], skip: int = 0
 ) -> list[int]:
     """Return the keys of a page, from one block after another."""
     found: list[int] = []
-    skip = place.skip
-    for first in place.blocks:
-        keys = first, list_counts.last_key_of_block(first)
+    for keys in blocks:
         found += _read_keys_of_block(db, query, keys, query.limit - len(found), skip)
         if len(found) == query.limit:
             break
         skip = 0
     return found
+
+
+def _keys_of_block(first: int) -> Keys:
+    return first, list_counts.last_key_of_block(first)
 
 
 def _read_keys_of_block(
@@ -149,7 +152,10 @@ def _search(
     found: list[int] = []
     left, last, is_over = 0, -1, False
     size = SEARCH_ROWS
-    for block, n in _parts(db, query, _key_of(db, search.after)):
+    tasks = _TASK_KEYS
+    if query.after is not None:
+        tasks = _keys_after(query, tasks, _key_of(db, query.after))
+    for block, n in _parts(db, query, tasks):
         keys = block
         while keys[0] <= keys[1] and not is_over:
             began_s = now_s()
@@ -158,7 +164,7 @@ def _search(
             select = f"SELECT key FROM {where} AND {condition} {_order(query)}"  # noqa: S608
             found += (key for (key,) in db.execute(select, (*values, *wanted)))
             last = part[0] if query.is_newest_first else part[1]
-            is_full = search.after is not None and len(found) > query.limit
+            is_full = query.after is not None and len(found) > query.limit
             is_over = is_full or now_s() >= end_s
             is_slow = now_s() > began_s + SEARCH_PART_S
             size = max(1, size // 2) if is_slow else min(2 * size, SEARCH_ROWS_MAX)
@@ -166,7 +172,7 @@ def _search(
             left += n
         elif keys[0] <= keys[1]:
             left += _count_rows(db, query, keys)
-    total = len(found) if not left and search.after is None else None
+    total = len(found) if not left and query.after is None else None
     some = found[: query.limit]
     if len(found) > len(some):
         last = some[-1]
@@ -210,38 +216,38 @@ def _count_rows(db: sqlite3.Connection, query: TaskQuery, keys: Keys) -> int:
 
 
 def _count_rows_after(db: sqlite3.Connection, query: TaskQuery, key: int) -> int:
-    """Return the number of rows after a key, in the order of the query."""
+    """Return the number of rows of a search after a key, in the order of the query."""
     # The first block may begin before the key.
     return sum(
         n if position else _count_rows(db, query, keys)
-        for position, (keys, n) in enumerate(_parts(db, query, key))
+        for position, (keys, n) in enumerate(
+            _parts(db, query, _keys_after(query, _TASK_KEYS, key))
+        )
     )
 
 
-def _key_of(db: sqlite3.Connection, task: TaskId | None) -> int | None:
+def _key_of(db: sqlite3.Connection, task: TaskId) -> int:
     """Return the key of a task; 0 if it is unknown."""
-    if task is None:
-        return None
     found = db.execute("SELECT key FROM tasks WHERE id = ?", (task,)).fetchone()
+    if found is None:  # It may be a member without a row.
+        found = member_ranges.keys_of_members(db, [task])
     return found[0] if found else 0
 
 
 def _parts(
-    db: sqlite3.Connection, query: TaskQuery, after: int | None
+    db: sqlite3.Connection, query: TaskQuery, keys: Keys
 ) -> Iterator[tuple[Keys, int]]:
     """Yield the key range and the row count of each block with rows, in order.
 
     Args:
         db: Connection to the log.
         query: The list; its filters and order count.
-        after: Key to continue after; the count of its block includes rows before it.
+        keys: The first and the last key. The counts of their blocks include rows beyond
+            them.
     """
-    first, last = 0, arrays.MEMBER_KEYS_START - 1
-    if after is not None:
-        first, last = _keys_from(query, (first, last), after)
-        first, last = (first, last - 1) if query.is_newest_first else (first + 1, last)
+    first, last = keys
     for start, n in list_counts.read_block_counts(
-        db, _cells(query), (first, last), is_last_first=query.is_newest_first
+        db, _cells(query), keys, is_last_first=query.is_newest_first
     ):
         end = list_counts.last_key_of_block(start)
         yield (max(first, start), min(last, end)), n
@@ -312,9 +318,9 @@ def _cells(query: TaskQuery) -> tuple[str, int]:
     )
 
 
-def _keys_from(query: TaskQuery, keys: Keys, key: int) -> Keys:
-    """Return the part of a key range from `key` on, in the order of the query."""
-    return (keys[0], key) if query.is_newest_first else (key, keys[1])
+def _keys_after(query: TaskQuery, keys: Keys, key: int) -> Keys:
+    """Return the part of a key range after `key`, in the order of the query."""
+    return (keys[0], key - 1) if query.is_newest_first else (key + 1, keys[1])
 
 
 def _order(query: TaskQuery) -> str:

@@ -185,7 +185,7 @@ def read_rows_by_id(
 
 def rows_by_id(db: sqlite3.Connection, ids: Iterable[TaskId]) -> Iterator[MemberRow]:
     """Yield the rows of those tasks that are members in ranges, ordered by key."""
-    return rows_by_key(db, sorted(_keys_of(db, ids)))
+    return rows_by_key(db, sorted(keys_of_members(db, ids)))
 
 
 def range_rows_after(
@@ -272,7 +272,7 @@ _BETWEEN: Final = "FROM member_ranges WHERE key > ? AND key <= ? AND key + n > ?
 _KEY_MAX: Final = (1 << 62) - 1
 
 
-def _keys_of(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:
+def keys_of_members(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:
     """Return the keys of those tasks that are members of arrays."""
     places = [place for each in ids if (place := split_member_id(each)) is not None]
     keys: list[int] = []

@@ -621,6 +621,7 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
     own = await node.ask("GET", f"{TASKS}?mine=true&name=nightly", headers=CLIENT)
     assert [task["id"] for task in own.json["tasks"]] == [first, third, fourth]
     assert "next" not in await found("status=queued")
+    assert (await found(f"status=queued&after={third}"))["tasks"] == [fourth]
     assert (await found("ended_within_s=3600"))["tasks"] == []
     node.gateway.start(third)
     node.gateway.finish(third)
@@ -642,7 +643,7 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
         ("text=a&offset=1", "offset"),
         ("text=a&array=task-001", "array"),
         ("text=a&after=no%20id", "after"),
-        ("after=task-001", "after"),
+        ("after=task-001&offset=1", "offset"),
         ("newest=yes", "newest"),
         ("mine=yes", "mine"),
         ("ended_within_s=0", "ended_within_s"),

@@ -133,6 +133,24 @@ def test_newest_first_is_the_same_list_reversed(
     assert shown == wanted
 
 
+@pytest.mark.parametrize("is_newest_first", [False, True], ids=["oldest", "newest"])
+@pytest.mark.parametrize("asked", FILTERS, ids=str)
+def test_a_page_after_the_last_one_shows_each_task_once(
+    db: sqlite3.Connection, asked: Mapping[str, Any], *, is_newest_first: bool
+) -> None:
+    """The total stays that of the whole list."""
+    wanted = matching(db, asked)
+    query = TaskQuery(limit=97, is_newest_first=is_newest_first, **asked)
+    shown: list[TaskId] = []
+
+    while (page := pages.read_task_page(db, query)).records:
+        shown += [record.id for record in page.records]
+        query = replace(query, after=shown[-1])
+        assert page.total == len(wanted)
+
+    assert shown == (wanted[::-1] if is_newest_first else wanted)
+
+
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
 def test_a_page_takes_few_steps_at_any_depth(
     db: sqlite3.Connection, asked: Mapping[str, Any]
@@ -262,15 +280,15 @@ def test_a_search_finds_each_task_once_over_all_pages(
     shown: list[TaskId] = []
     parts = 0
     hurry = itertools.count(step=pages.SEARCH_S_MAX)
+    query = TaskQuery(limit=30, search=search, is_newest_first=is_newest_first)
 
     while True:
-        query = TaskQuery(limit=30, search=search, is_newest_first=is_newest_first)
         page = pages.read_task_page(named, query, lambda: next(hurry))
         shown += [record.id for record in page.records]
         parts += 1
         if page.next_name is None:
             break
-        search = replace(search, after=TaskId(page.next_name))
+        query = replace(query, after=TaskId(page.next_name))
 
     assert shown == (wanted[::-1] if is_newest_first else wanted)
     assert parts >= 5000 >> list_counts.BLOCK_BITS
@@ -287,8 +305,8 @@ def test_a_search_has_a_total_only_after_the_last_page(
 
     whole = pages.read_task_page(named, query)
     part = pages.read_task_page(named, query, lambda: next(hurry))
-    after = replace(search, after=whole.records[-1].id)
-    second = pages.read_task_page(named, replace(query, search=after))
+    rest = replace(query, after=whole.records[-1].id)
+    second = pages.read_task_page(named, rest)
 
     assert (whole.total, len(whole.records), whole.unsearched) == (715, 10, 0)
     assert whole.next_name == whole.records[-1].name
@@ -307,8 +325,8 @@ def test_a_search_counts_all_tasks_after_its_page_as_unsearched(
     query = TaskQuery(limit=2, search=search, is_newest_first=is_newest_first)
 
     first = pages.read_task_page(named, query, lambda: next(hurry))
-    after = replace(search, after=kit.task_id(wanted[1]))
-    second = pages.read_task_page(named, replace(query, search=after))
+    rest = replace(query, after=kit.task_id(wanted[1]))
+    second = pages.read_task_page(named, rest)
 
     assert [first.next_name, second.next_name] == [
         task_name(kit.task_id(wanted[n])) for n in (1, 3)
