@@ -114,7 +114,9 @@ class HandshakeLimiter:
         evicted = group.add(connection, host)
         if evicted is not None:
             with suppress(OSError):
-                evicted.shutdown(socket.SHUT_RDWR)
+                # Not the method of a TLS socket, which forgets the handshake: its end
+                # must be seen by `do_handshake`.
+                socket.socket.shutdown(evicted, socket.SHUT_RDWR)
         return True
 
     def release(self, connection: socket.socket, *, is_finished: bool) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from octaskly.api.http.file_sender import READ_BYTES, _FilePart
 from octaskly.system.long_bodies import LONG_READ_BYTES, PART_BYTES, WINDOW_BYTES
+from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
 from octaskly.system.tls_transport import (
     RECORD_BYTES,
     TlsTransport,
@@ -641,3 +642,26 @@ def test_contexts_are_for_tls_1_3_only() -> None:
     tls = MeshTls(SECRET, NodeKey.generate())
     context = tls.lan_server_contexts(["node.test"], ["127.0.0.1"])("127.0.0.1")
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+async def test_a_handshake_that_makes_room_for_another_ends_at_once() -> None:
+    """It fails as if the client had left, and costs nothing until its timeout."""
+    faults: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: faults.append(context))
+    limiter = HandshakeLimiter(
+        total_max=1, per_address_max=1, local_max=1, members=MemberAddresses()
+    )
+    first, second = Pair(), Pair()
+
+    limiter.admit(first.transport.connection, "10.0.0.1", "10.0.0.9")
+    limiter.admit(second.transport.connection, "10.0.0.2", "10.0.0.9")
+    await until(lambda: first.outcomes != [])
+
+    assert isinstance(first.outcomes[0], OSError)
+    assert second.outcomes == []
+    assert faults == []
+    second.transport.abort()
+    for pair in (first, second):
+        pair.plain.close()
+        pair.senders.shutdown()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import cast
+import weakref
 
 from octaskly.system.pending_handshakes import (
     CROWD_ADDRESSES,
@@ -21,13 +21,20 @@ LOCAL = 3
 
 
 class Connection:
-    """A connection without a descriptor, which records that it was closed."""
+    """A connection, and its other end, which sees that it is shut down."""
 
-    is_closed = False
+    def __init__(self) -> None:
+        self.own, self._other = socket.socketpair()
+        self._other.setblocking(False)
+        for end in (self.own, self._other):
+            weakref.finalize(self, end.close)
 
-    def shutdown(self, how: int) -> None:
-        assert how == socket.SHUT_RDWR
-        self.is_closed = True
+    @property
+    def is_closed(self) -> bool:
+        try:
+            return self._other.recv(1) == b""
+        except BlockingIOError:
+            return False
 
 
 class Port:
@@ -55,7 +62,7 @@ class Port:
         return self.limiter.admit(self.connection(name), host, OWN)
 
     def connection(self, name: str) -> socket.socket:
-        return cast("socket.socket", self.came[name])
+        return self.came[name].own
 
     def release(self, name: str, *, is_finished: bool = False) -> None:
         self.limiter.release(self.connection(name), is_finished=is_finished)
