@@ -402,6 +402,8 @@ def _probe_targets(
             one.lan_port,
         )
     for member in members:
+        if member.visitor:
+            continue  # It dials the others, and has no address that they could dial.
         seen = known.get(member.id)
         if member.state != "lost":
             known[member.id] = target_of_member(member, seen)

@@ -13,7 +13,7 @@ from octaskly.cli.doctor import probes
 from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
-from octaskly.rest.mesh import Checkup, FileStoreUsage
+from octaskly.rest.mesh import Checkup, FileStoreUsage, NodeInfo
 from octaskly.runner.output.output_archive import RESERVE_BYTES
 from octaskly.store.store import FREE_BYTES_MIN
 from octaskly.trust import generate_secret
@@ -242,3 +242,15 @@ def test_a_disk_that_is_too_full_for_files_is_a_fault(
     finding = found(replace(OUTSIDER, free_bytes=free_bytes))["disk"]
 
     assert (finding.status.value, finding.says) == (status, says)
+
+
+def test_visitors_are_no_nodes_to_connect_to() -> None:
+    """They have no address, which looked like a firewall."""
+    guest = NodeInfo(id="visitor-1", name="visitor-pc", state="ready", visitor=True)
+    member = NodeInfo(
+        id="a1", name="ash", state="ready", addresses=["10.0.0.2:7878"], lan_port=3443
+    )
+
+    targets = probes._probe_targets((), [guest, member], (), SECRET, skip="")
+
+    assert [target.node.name for target in targets] == ["ash"]
