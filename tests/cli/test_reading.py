@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 from typing import Any
 
@@ -1012,3 +1013,36 @@ def test_the_error_of_a_refused_task_names_the_nodes_command(
     done = octaskly("run", "--on", "pi5", "--fail-fast", "--", "true")
 
     assert b"hint: octaskly nodes " in done.stderr
+
+
+def test_a_followed_audit_log_may_begin_without_an_entry(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """Each poll asks from the same moment on until there is one."""
+    empty: dict[str, Any] = {"entries": [], "next": None, "returned": 0}
+    entry = {
+        "at": "2026-02-06T12:00:00Z",
+        "subject": "ana",
+        "role": "admin",
+        "source": "local",
+        "node": "here",
+        "allowed": True,
+        "status": 201,
+        "action": "POST /api/v1/tasks",
+    }
+    later = {"entries": [entry], "next": "1-a", "returned": 1}
+    pages = [empty, empty, later, empty]
+    api.answers["/api/v1/audit"] = lambda _: pages.pop(0) if pages[1:] else empty
+
+    words = typed("--node", "here", "audit", "--since", "1h", "--follow")
+    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        head, shown = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+
+    asked = [r for r in api.requests if "/audit" in r][:3]
+    since_s = [int(request.rpartition("since_s=")[2]) for request in asked]
+    assert head.startswith(b"AT")
+    assert shown.startswith(b"2026-02-06T12:00:00Z  ana  admin")
+    assert since_s[0] == 3600
+    assert all(later_s > 3600 for later_s in since_s[1:])

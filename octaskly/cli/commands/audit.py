@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
 
@@ -37,22 +38,33 @@ def audit(context: CliContext, since: int | None, follow: bool, as_json: bool) -
     Prints the latest hundred entries, or with --since all that are newer. Similar
     requests within one minute are one entry, such as `3 times`.
     """
+    began_s = time.monotonic()
     with context.connect() as client:
-        cursor = _show(client, since, None, as_json=as_json)
+        cursor = _show(client, since, None, as_json=as_json, is_first=True)
         while follow:
             time.sleep(FOLLOW_S)
-            since = 0 if cursor is None else None
-            cursor = _show(client, since, cursor, as_json=as_json)
+            # While there is no entry to go on after, the start stays where it was.
+            waited_s = math.ceil(time.monotonic() - began_s)
+            since_s = None if since is None else since + waited_s
+            cursor = _show(client, since_s, cursor, as_json=as_json, is_first=False)
 
 
 def _show(
-    client: Session, since: int | None, cursor: str | None, *, as_json: bool
+    client: Session,
+    since: int | None,
+    cursor: str | None,
+    *,
+    as_json: bool,
+    is_first: bool,
 ) -> str | None:
     """Print all pages from a position; return the position after the last entry."""
-    is_first = cursor is None
     while True:
-        limit = LATEST_ENTRIES if since is None and cursor is None else PAGE
-        asked = {"limit": limit, "since_s": since, "after": cursor}
+        if cursor is not None:
+            asked = {"limit": PAGE, "after": cursor}
+        elif since is not None:
+            asked = {"limit": PAGE, "since_s": since}
+        else:
+            asked = {"limit": LATEST_ENTRIES}
         reply = client.send(Call("GET", "/api/v1/audit", asked))
         page = client.decode(reply, AuditPage)
         if as_json and (is_first or page.entries):
@@ -63,7 +75,6 @@ def _show(
         cursor = page.next
         if page.returned < PAGE:
             return cursor
-        since = None
 
 
 def _print(entries: list[AuditLine], *, with_head: bool) -> None:
