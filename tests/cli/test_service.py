@@ -123,6 +123,21 @@ def test_second_install_changes_nothing(machine: Machine) -> None:
     assert pid_of(machine) == before
 
 
+def test_install_after_an_upgrade_restarts_the_agent(machine: Machine) -> None:
+    """Also if the unit is the same: `doctor` says that this command does it."""
+    machine.octaskly("service", "install", "--name", "ash")
+    before = pid_of(machine)
+    description = machine.home / ".local/state/octaskly/ash/agent.json"
+    agent = json.loads(description.read_bytes())
+    description.write_text(json.dumps(agent | {"build": "00000000"}))
+
+    again = machine.octaskly("service", "install")
+
+    assert again.returncode == 0, again.stderr
+    assert "octaskly.service restarted with this program" in again.stderr
+    assert pid_of(machine) != before
+
+
 def test_new_flags_are_shown_and_restart_the_agent(machine: Machine) -> None:
     """The output shows the difference."""
     machine.octaskly("service", "install", "--name", "ash")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope, Systemd
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT
 from octaskly.errors import ConfigError
+from octaskly.system.build import build_id
 
 SHOWN_MAX = 3  #: untrusted paths named in an error; one is enough to refuse
 ROOT_ONLY_HINT = """\
@@ -187,7 +189,8 @@ def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
         systemd.systemctl_or_raise("daemon-reload")
         systemd.systemctl_or_raise("enable", UNIT)
         systemd.systemctl("reset-failed", UNIT, SOCKET_UNIT)
-        if was_active and not changes:
+        is_upgraded = was_active and _runs_other_build(plan.config)
+        if was_active and not changes and not is_upgraded:
             return "runs already"
         if any(draft.path.name == SOCKET_UNIT for draft in changes):
             # A socket cannot be started while its service runs.
@@ -195,7 +198,19 @@ def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
             systemd.start_unit("start")
         else:
             systemd.start_unit("restart" if was_active else "start")
+    if was_active and not changes:
+        return "restarted with this program"
     return "restarted" if was_active else "started"
+
+
+def _runs_other_build(config: AgentConfig) -> bool:
+    """Return True if the running agent was started by another build of the program."""
+    try:
+        agent = json.loads(config.paths.description.read_bytes())
+    except (OSError, ValueError):
+        return False
+    # A build is empty if its files cannot be read.
+    return len({agent.get("build"), build_id()} - {None, ""}) > 1
 
 
 @contextlib.contextmanager
