@@ -205,6 +205,20 @@ def test_package_scripts_handle_the_socket_as_the_service(machine: Machine) -> N
     assert then == ["disabled\n"] * 2
 
 
+def test_an_upgrade_goes_on_although_the_agent_does_not_start(
+    machine: Machine,
+) -> None:
+    """A package that fails here stays half-configured, and stops all later ones."""
+    settings = "/etc/octaskly/config.toml"
+    with installed(machine):
+        machine.run("sh", "-c", f"echo 'slots = 0' > {settings}")
+        upgraded = machine.run("sh", str(DEBIAN / "postinst"), "configure", "0.9")
+        machine.run("rm", settings)
+
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert "octaskly: the agent did not start again" in upgraded.stderr
+
+
 def test_service_has_no_port_that_changes(machine: Machine) -> None:
     """Nobody could hold it between two starts."""
     refused = machine.run(PROGRAM, "service", "install", "--system", "--api-port", "0")
