@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import shutil
 import subprocess
@@ -217,6 +218,28 @@ def test_an_upgrade_goes_on_although_the_agent_does_not_start(
 
     assert upgraded.returncode == 0, upgraded.stderr
     assert "octaskly: the agent did not start again" in upgraded.stderr
+
+
+def test_service_of_a_package_is_shown_and_left_to_it(machine: Machine) -> None:
+    """Its units lie where `service install` writes none."""
+    units = "/run/systemd/system"
+    for name in ("octaskly.service", "octaskly.socket"):
+        machine.run("cp", str(ROOT / "systemd" / name), f"{units}/{name}")
+    machine.run("systemctl", "daemon-reload")
+
+    shown = machine.run(PROGRAM, "service", "status", "--json")
+    removed = machine.run(PROGRAM, "service", "uninstall", "--system")
+
+    machine.run("sh", "-c", f"rm {units}/octaskly.*; systemctl daemon-reload")
+    status = json.loads(shown.stdout)
+    assert shown.returncode == 1
+    assert status["scope"] == "system"
+    assert status["state"] != "not installed"
+    assert status["unit"] == f"{units}/octaskly.service"
+    assert status["changed_by_hand"] is False
+    assert removed.returncode == 78
+    assert "belongs to a package" in removed.stderr
+    assert "sudo apt remove octaskly" in removed.stderr
 
 
 def test_service_has_no_port_that_changes(machine: Machine) -> None:

@@ -118,6 +118,10 @@ def uninstall(
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
     before = unit_files.read_installed_unit(path)
+    if before is None and (packaged := _path_of_unit(systemd, context)).exists():
+        raise ConfigError(
+            f"{packaged} belongs to a package", hint="sudo apt remove octaskly"
+        )
     if before is None:
         raise ConfigError(
             f"there is no {scope.value} service of Octaskly: {path} does not exist",
@@ -161,14 +165,15 @@ def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # 
     """
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
-    path = unit_files.unit_path(scope, context.environ)
+    path = _path_of_unit(systemd, context)
     found = unit_files.read_installed_unit(path)
     shown = systemd.show_unit() if found else {}
+    is_own = path == unit_files.unit_path(scope, context.environ)
     is_active = shown.get("ActiveState") == "active"
     fields: dict[str, Any] = {
         "scope": scope.value,
         "unit": str(path) if found else None,
-        "changed_by_hand": not found.is_ours if found else None,
+        "changed_by_hand": is_own and not found.is_ours if found else None,
         "program": str(found.program) if found else None,
         "flags": list(found.flags or ()) if found else None,
         "enabled": shown.get("UnitFileState") == "enabled",
@@ -232,11 +237,18 @@ def _scope(is_user: bool | None) -> Scope:  # noqa: FBT001
 
 def _installed_scope(is_user: bool | None, context: CliContext) -> Scope:  # noqa: FBT001
     """Return the requested scope, else the one that has a service."""
-    if is_user is None and unit_files.unit_path(Scope.USER, context.environ).exists():
-        return Scope.USER
-    if is_user is None and unit_files.unit_path(Scope.SYSTEM, context.environ).exists():
-        return Scope.SYSTEM
+    for scope in Scope if is_user is None else ():
+        if _path_of_unit(Systemd(scope, context.environ), context).exists():
+            return scope
     return _scope(is_user)
+
+
+def _path_of_unit(systemd: Systemd, context: CliContext) -> Path:
+    """Return the path of the unit, which may be that of a package."""
+    own = unit_files.unit_path(systemd.scope, context.environ)
+    if own.exists():
+        return own
+    return Path(systemd.show_unit().get("FragmentPath") or own)
 
 
 def _linger(systemd: Systemd) -> None:
