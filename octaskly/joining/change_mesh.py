@@ -147,8 +147,7 @@ def is_leaving(paths: Paths) -> bool:
 def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
     """Delete a node's state of its mesh; return True if the secret file is kept.
 
-    The secret file is kept if another agent on this machine uses it. A state folder of
-    the same mesh beside this one also counts, because its agent may only be stopped.
+    The secret file is kept if another agent on this machine uses it.
 
     Args:
         paths: The paths of the node.
@@ -166,7 +165,7 @@ def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
             (paths.state / name).unlink(missing_ok=True)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        is_shared = use.is_shared() or _has_sibling_of_mesh(paths.state)
+        is_shared = is_secret_shared(paths, use)
         if not is_shared:
             paths.secret.unlink(missing_ok=True)
         (paths.state / MESH_ID_FILE).unlink(missing_ok=True)
@@ -177,6 +176,15 @@ def delete_mesh_state(paths: Paths, use: SecretUse) -> bool:
         use.unregister()
         lock.release()
     return is_shared and os.path.lexists(paths.secret)
+
+
+def is_secret_shared(paths: Paths, use: SecretUse) -> bool:
+    """Return True if another agent on this machine uses the secret file of a node.
+
+    A state folder of the same mesh beside its own also counts, because its agent may
+    only be stopped.
+    """
+    return use.is_shared() or _has_sibling_of_mesh(paths.state)
 
 
 def _has_sibling_of_mesh(state: Path) -> bool:

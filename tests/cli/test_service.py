@@ -284,6 +284,36 @@ def test_purge_asks_first(machine: Machine) -> None:
     assert not list((machine.home / ".config/octaskly").glob("mesh.key*"))
 
 
+def test_purge_keeps_a_secret_that_another_agent_uses(machine: Machine) -> None:
+    """That agent would found a mesh of its own at its next start."""
+    machine.octaskly("service", "install", "--name", "ash")
+    other = machine.home / ".local/state/octaskly/birch"
+    shutil.copytree(other.with_name("ash"), other, ignore=lambda *_: ["work"])
+
+    purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
+
+    assert purged.returncode == 0, purged.stderr
+    assert not other.with_name("ash").exists()
+    assert (machine.home / ".config/octaskly/mesh.key").exists()
+    assert "another agent of this machine uses the secret" in purged.stderr
+
+
+def test_purge_names_what_it_cannot_remove(machine: Machine) -> None:
+    """The unit is gone by then, so the command cannot be repeated."""
+    machine.octaskly("service", "install", "--name", "ash")
+    state = machine.home / ".local/state/octaskly/ash"
+    machine.run("mkdir", f"{state}/work/disk")
+    machine.run("mount", "-t", "tmpfs", "disk", f"{state}/work/disk")
+
+    purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
+
+    machine.run("umount", f"{state}/work/disk")
+    assert purged.returncode == 1
+    assert f"error: a part of {state} could not be removed" in purged.stderr
+    assert f"&& rm -r {state}" in purged.stderr
+    assert not (machine.home / ".config/octaskly/mesh.key").exists()
+
+
 def test_purge_keeps_a_folder_from_a_flag(machine: Machine) -> None:
     """It may hold more than the agent's files, so only people may remove it."""
     state = machine.home / "documents"

@@ -30,7 +30,8 @@ from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope, Systemd
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import NODES, Call
 from octaskly.config.agent import AgentConfig
-from octaskly.errors import ConfigError, OctasklyError
+from octaskly.config.paths import Paths
+from octaskly.errors import ConfigError, MeshError, OctasklyError
 from octaskly.rest.mesh import NodeInfo, NodePage
 
 SCOPE_OPTION = click.option(
@@ -143,11 +144,9 @@ def uninstall(
         )
     _remove_units(systemd, scope, context, path)
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
+    if scope is Scope.USER and config.paths.secret in gone:
+        _keep_shared_secret(config.paths, gone)
     _remove(gone)
-    if config.paths.secret in gone:
-        from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
-
-        SecretUse(config.paths.secret).path.unlink(missing_ok=True)
     for place in data:
         note(f"{'✓ removed' if place in gone else '  data is kept:'} {place}")
     if data and not purge:
@@ -328,9 +327,35 @@ def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
     return {place: named for place, named in data.items() if os.path.lexists(place)}
 
 
+def _keep_shared_secret(paths: Paths, gone: list[Path]) -> None:
+    """Take the secret out of what will be removed if another agent uses it."""
+    # Imported here, because importing cryptography would slow other commands.
+    from octaskly.joining.change_mesh import is_secret_shared  # noqa: PLC0415
+    from octaskly.trust.secret_file import SecretUse  # noqa: PLC0415
+
+    use = SecretUse(paths.secret)
+    if is_secret_shared(paths, use):
+        note(f"  another agent of this machine uses the secret {paths.secret}")
+        gone.remove(paths.secret)
+    else:
+        gone.append(use.path)
+    use.unregister()
+
+
 def _remove(places: list[Path]) -> None:
+    """Remove files and folders.
+
+    Raises:
+        MeshError: a folder has folders that this user may not change.
+    """
     for place in places:
         if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
+            shutil.rmtree(place, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)
+    left = [str(place) for place in places if os.path.lexists(place)]
+    if left:
+        raise MeshError(
+            f"a part of {', '.join(left)} could not be removed",
+            hint=f"chmod -R u+rwX {shlex.join(left)} && rm -r {shlex.join(left)}",
+        )
