@@ -8,8 +8,6 @@ from heapq import merge
 from itertools import islice
 from typing import Final
 
-from msgspec.structs import replace
-
 from octaskly.core.change_feed import EndedTask, FeedPage, StreamExtent
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
@@ -127,17 +125,11 @@ def _in_order(
 
 
 def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
-    records: list[TaskRecord] = []
-    for some in rows.split_for_parameters(sorted(ids)):
-        found = member_ranges.read_rows_by_id(db, _OUTLINE_COLUMNS, some)
-        records += (record for record, _ in arrays.records_from(db, found))
-    places = task_name_collisions.read_occurrences(
-        db, (record.id for record in records)
+    found = member_ranges.read_rows_by_id(db, _OUTLINE_COLUMNS, sorted(ids))
+    records = task_name_collisions.with_occurrences(
+        db, arrays.records_without_outputs(db, found)
     )
-    return {
-        record.id: replace(record, occurrence=places.get(record.id, 1))
-        for record in records
-    }
+    return {record.id: record for record in records}
 
 
 def _ended_tasks(
@@ -149,16 +141,15 @@ def _ended_tasks(
     """
     final = [task for task, record in records.items() if record.state.is_final]
     ended = {}
-    for some in rows.split_for_parameters(final):
-        for task, hlc, notify in db.execute(
-            "SELECT id, last_change_hlc, notify FROM tasks"  # noqa: S608
-            " LEFT JOIN arrays ON arrays.task = tasks.key"
-            " WHERE (cancelled_by IS NULL OR ifnull(live, 0) = 0)"
-            f" AND id IN ({rows.placeholders(len(some))})",
-            some,
-        ):
-            is_notified = notify == rows.NOTIFIED
-            ended[task] = EndedTask(records[task], hlc, is_notified)
+    for task, hlc, notify in rows.select_in(
+        db,
+        "SELECT id, last_change_hlc, notify FROM tasks"
+        " LEFT JOIN arrays ON arrays.task = tasks.key"
+        " WHERE (cancelled_by IS NULL OR ifnull(live, 0) = 0) AND id",
+        final,
+    ):
+        is_notified = notify == rows.NOTIFIED
+        ended[task] = EndedTask(records[task], hlc, is_notified)
     for each in member_ranges.rows_by_id(db, (t for t in final if t not in ended)):
         member = records[each.row[1]]
         ended[member.id] = EndedTask(member, each.last_change_hlc, is_notified=False)
@@ -186,14 +177,14 @@ def read_recent_attempts(
     live = dict(islice(merge(stored, in_ranges), limit))
     running = [
         AttemptWithTask(record, attempt, wall_ms_of(live[key]))
-        for key, record in _live_records(db, live)
+        for key, record in zip(live, pages.read_listed(db, live), strict=True)
         for attempt in record.attempts
         if attempt.state.is_live
     ]
     touched = _recently_changed(db, packer, since_ms, limit)
     ended = [
         (attempt.outcome.ended_ms, attempt.id, AttemptWithTask(record, attempt))
-        for _, record in _live_records(db, touched)
+        for record in pages.read_listed(db, touched)
         for attempt in record.attempts
         if attempt.outcome is not None and attempt.outcome.ended_ms is not None
         if attempt.outcome.ended_ms >= since_ms
@@ -235,13 +226,3 @@ def _recently_changed(
         if len(keys) == limit:
             break
     return keys
-
-
-def _live_records(
-    db: sqlite3.Connection, keys: Iterable[int]
-) -> Iterable[tuple[int, TaskRecord]]:
-    found = pages.read_rows_by_key(db, sorted(keys))
-    records = task_name_collisions.with_occurrences(
-        db, arrays.listed_records(db, found)
-    )
-    return zip((row[0] for row in found), records, strict=True)

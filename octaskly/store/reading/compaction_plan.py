@@ -360,7 +360,7 @@ def _scan_oldest(
     cut = _CompactionCut()
     left = CARRIED_BYTES_MAX
     for passed, row in enumerate(db.execute(_BY_FIRST_SUBMISSION)):
-        if row[0] >= arrays.MEMBER_KEYS_START:
+        if row[0] >= rows.MEMBER_KEYS_START:
             break  # Members are deleted with their arrays.
         is_wanted, changed, born, reborn, stream, seq, stored_ms = row[-7:]
         is_ended = row[-8] in _ENDED and not is_wanted
@@ -434,7 +434,7 @@ def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord
 
 
 def _read_record(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
-    ((record, outputs),) = arrays.raw_records_from([row])
+    ((record, outputs),) = rows.records_from([row])
     return queries.with_outputs(db, record, outputs)
 
 

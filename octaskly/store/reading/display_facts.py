@@ -40,14 +40,8 @@ def _read_rows(
     db: sqlite3.Connection, ids: Sequence[TaskId]
 ) -> dict[TaskId, tuple[int, int]]:
     """Return key and timestamp of the latest fact, by id."""
-    found: dict[TaskId, tuple[int, int]] = {}
-    for some in rows.split_for_parameters(ids):
-        for task, key, hlc in db.execute(
-            "SELECT id, key, last_change_hlc FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        ):
-            found[task] = (key, hlc)
+    select = "SELECT id, key, last_change_hlc FROM tasks WHERE id"
+    found = {task: (key, hlc) for task, key, hlc in rows.select_in(db, select, ids)}
     for each in member_ranges.rows_by_id(db, [id_ for id_ in ids if id_ not in found]):
         found[each.row[1]] = each.row[0], each.last_change_hlc
     return found
@@ -101,7 +95,7 @@ def _first_failure(
     ).fetchall()
     if spec is None or not found:
         return None
-    ((member, _),) = arrays.raw_records_from(found)
+    ((member, _),) = rows.records_from(found)
     attempt = member.deciding_attempt
     number = spec.number(found[0][0] - members.first)
     return MemberFailure(number, None if attempt is None else attempt.outcome)

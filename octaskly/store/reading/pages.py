@@ -34,7 +34,7 @@ _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 
 Keys = tuple[int, int]
 """The first and the last key of a range."""
 
-_TASK_KEYS: Final = 0, arrays.MEMBER_KEYS_START - 1  #: of all but members of arrays
+_TASK_KEYS: Final = 0, rows.MEMBER_KEYS_START - 1  #: of all but members of arrays
 
 
 def read_task_page(
@@ -108,22 +108,18 @@ def _read_keys_of_block(
     return found[skip : skip + limit]
 
 
-def read_rows_by_key(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
-    """Return rows of `LIST_COLUMNS`, in the order of their keys."""
-    found: list[rows.Row] = []
-    for some in rows.split_for_parameters(keys):
-        found += db.execute(
-            f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))}) ORDER BY key",
-            some,
-        ).fetchall()
-    if len(found) < len(keys) and keys[-1] >= arrays.MEMBER_KEYS_START:
+def read_listed(db: sqlite3.Connection, keys: Iterable[int]) -> tuple[TaskRecord, ...]:
+    """Return the tasks with these keys as a list shows them, in the order of keys."""
+    keys = sorted(keys)
+    select = f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE key"  # noqa: S608
+    found: list[rows.Row] = [*rows.select_in(db, select, keys, "ORDER BY key")]
+    if len(found) < len(keys) and keys[-1] >= rows.MEMBER_KEYS_START:
         stored = {row[0] for row in found}
         built = member_ranges.rows_by_key(
             db, (key for key in keys if key not in stored)
         )
         found = list(member_ranges.merged_by_key(found, built))
-    return found
+    return task_name_collisions.with_occurrences(db, arrays.listed_records(db, found))
 
 
 def _arrays(db: sqlite3.Connection, query: TaskQuery) -> TaskListPage:
@@ -258,13 +254,10 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
     near = "key >= ?" if query.is_newest_first else "key <= ?"
     order = "ASC" if query.is_newest_first else "DESC"
     found = db.execute(
-        f"SELECT {rows.LIST_COLUMNS} FROM tasks WHERE {near}"  # noqa: S608
-        f" ORDER BY key {order} LIMIT 1",
+        f"SELECT key FROM tasks WHERE {near} ORDER BY key {order} LIMIT 1",  # noqa: S608
         (key,),
-    ).fetchall()
-    for record in task_name_collisions.with_occurrences(
-        db, arrays.listed_records(db, found)
-    ):
+    )
+    for record in read_listed(db, [key for (key,) in found]):
         return record.name
     return None
 
@@ -351,7 +344,5 @@ def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
 def _read_shown(
     db: sqlite3.Connection, query: TaskQuery, keys: Sequence[int]
 ) -> tuple[TaskRecord, ...]:
-    records = task_name_collisions.with_occurrences(
-        db, arrays.listed_records(db, read_rows_by_key(db, sorted(keys)))
-    )
+    records = read_listed(db, keys)
     return records[::-1] if query.is_newest_first else records

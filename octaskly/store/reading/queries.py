@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Entry, Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord, with_array_cancelled
 from octaskly.core.log.range_facts import MEMBER_BYTES
-from octaskly.core.model.arrays import array_of, split_member_id
+from octaskly.core.model.arrays import array_of, split_member_id, split_member_name
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import (
     AttemptId,
@@ -64,10 +63,6 @@ _inputs_decoder = json.Decoder(
     tuple[InputTree | None, BlobRef | None, list[str] | None]
 )
 
-_MEMBER = re.compile(
-    r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
-)
-
 
 def read_task(
     db: sqlite3.Connection, ref: str, parts: TaskParts = TaskParts.ALL
@@ -94,12 +89,11 @@ def _member_without_row(
 ) -> TaskRecord | None:
     """Return a member of an array that has no row yet."""
     places = [split_member_id(TaskId(ref))]
-    if match := _MEMBER.fullmatch(ref):
+    name, mark, occurrence = ref.partition("~")
+    if place := split_member_name(name):
         # A client may choose a name that looks like a generated id.
-        array_id = task_name_collisions.id_of(
-            db, f"{match['name']}{match['twin'] or ''}"
-        )
-        places += [] if array_id is None else [(array_id, int(match["number"]))]
+        array_id = task_name_collisions.id_of(db, f"{place[0]}{mark}{occurrence}")
+        places += [] if array_id is None else [(array_id, place[1])]
     for array_id, number in filter(None, places):
         if array := arrays.read_arrays(db, (array_id,), columns).get(array_id):
             built = arrays.build_member_record(array, number)
@@ -133,10 +127,10 @@ def read_tasks_by_name(
     ids = task_name_collisions.ids_of(db, names)
     columns = rows.LIST_COLUMNS if is_brief else rows.TASK_COLUMNS
     build = arrays.listed_records if is_brief else arrays.records_without_outputs
-    records: dict[TaskId, TaskRecord] = {}
-    for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
-        found = member_ranges.read_rows_by_id(db, columns, some)
-        records.update((record.id, record) for record in build(db, found))
+    rows_of_all = member_ranges.read_rows_by_id(
+        db, columns, [*chain.from_iterable(ids.values())]
+    )
+    records = {record.id: record for record in build(db, rows_of_all)}
     found_by_name = {
         name: tuple(
             replace(records[id_], occurrence=n)
@@ -152,15 +146,8 @@ def streams_of_tasks(
     db: sqlite3.Connection, ids: Sequence[TaskId]
 ) -> frozenset[StreamId]:
     """Return the streams in which these tasks were accepted."""
-    return frozenset(
-        StreamId(stream)
-        for some in rows.split_for_parameters(ids)
-        for (stream,) in db.execute(
-            "SELECT DISTINCT stream FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        )
-    )
+    select = "SELECT DISTINCT stream FROM tasks WHERE id"
+    return frozenset(stream for (stream,) in rows.select_in(db, select, ids))
 
 
 def find_forgotten(
@@ -287,7 +274,7 @@ def read_ended_members(
     in_ranges = member_ranges.rows_between(db, *keys)
     built = (each for each in in_ranges if each.state > running)
     found = list(islice(member_ranges.merged_by_key(stored, built), limit))
-    records = arrays.raw_records_from(found)
+    records = rows.records_from(found)
     (cancelled_by,) = db.execute(
         "SELECT cancelled_by FROM tasks WHERE id = ?", (array,)
     ).fetchone()
@@ -378,9 +365,7 @@ def read_pending_notifications(
         )
     )
     fresh = sorted(keys - known)[:limit]
-    records = task_name_collisions.with_occurrences(
-        db, arrays.listed_records(db, pages.read_rows_by_key(db, fresh))
-    )
+    records = pages.read_listed(db, fresh)
     return PendingNotifications(keys, tuple(zip(fresh, records, strict=True)))
 
 

@@ -120,19 +120,14 @@ def shortest_ids(db: sqlite3.Connection, records: Sequence[TaskRecord]) -> list[
 
 def _read_shared(db: sqlite3.Connection, sequences: Sequence[int]) -> set[int]:
     """Return the numbers and digits that several tasks have."""
-    shared: set[int] = set()
-    for some in rows.split_for_parameters(sequences):
-        shared.update(
-            sequence
-            for (sequence,) in db.execute(
-                "SELECT sequence FROM tasks INDEXED BY tasks_sequence"  # noqa: S608
-                f" WHERE sequence IS NOT NULL AND sequence IN"
-                f" ({rows.placeholders(len(some))})"
-                " GROUP BY sequence HAVING count(*) > 1",
-                some,
-            )
-        )
-    return shared
+    found = rows.select_in(
+        db,
+        "SELECT sequence FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence",
+        sequences,
+        "GROUP BY sequence HAVING count(*) > 1",
+    )
+    return {sequence for (sequence,) in found}
 
 
 def _read_nearest(

@@ -238,7 +238,7 @@ def _task_rows(
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()
-        records = arrays.raw_records_from([row[:-6] for row in found])
+        records = rows.records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = _fitting_row(db, record, outputs)
             *times, stored_ms = row[-5:]

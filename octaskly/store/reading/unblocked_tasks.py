@@ -26,27 +26,20 @@ def load_unblocked_tasks(
     if ask.before_hlc and len(keys) < ask.limit:
         left = ask.limit - len(keys)
         keys += _tasks_with_unknown_parents(db, ask.before_hlc, ages, left)
-    unblocked: list[UnblockedTask] = []
-    for some in rows.split_for_parameters(dict.fromkeys(keys)):
-        these = f"IN ({rows.placeholders(len(some))})"
-        found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key {these} ORDER BY key",  # noqa: S608
-            some,
-        ).fetchall()
-        broken = dict(
-            db.execute(
-                f"SELECT child, min(parent) FROM dependencies WHERE child {these}"  # noqa: S608
-                " AND status = ? GROUP BY child",
-                (*some, EDGE_BROKEN),
-            )
-        )
-        records = rows.records_from(found)
-        unblocked += [
-            UnblockedTask(record, broken.get(row[0]))
-            for row, (record, _) in zip(found, records, strict=True)
-        ]
+    keys = list(dict.fromkeys(keys))
+    select = f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key"  # noqa: S608
+    found = list(rows.select_in(db, select, keys, "ORDER BY key"))
+    select = (
+        "SELECT child, min(parent) FROM dependencies"  # noqa: S608
+        f" WHERE status = {EDGE_BROKEN} AND child"
+    )
+    broken = dict(rows.select_in(db, select, keys, "GROUP BY child"))
+    unblocked = tuple(
+        UnblockedTask(record, broken.get(row[0]))
+        for row, (record, _) in zip(found, rows.records_from(found), strict=True)
+    )
     other = db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
-    return UnblockedLoaded(ask.query_number, tuple(unblocked), other is not None)
+    return UnblockedLoaded(ask.query_number, unblocked, other is not None)
 
 
 def _tasks_with_unknown_parents(

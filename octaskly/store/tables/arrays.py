@@ -34,7 +34,6 @@ from octaskly.store.tables import rows
 from octaskly.store.tables.array_items import ItemReader
 from octaskly.store.tables.list_counts import next_block_key
 
-MEMBER_KEYS_START: Final = 1 << 40  #: lowest key of a member
 MEMBER_BIRTH: Final = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
 """Placeholder for members: compaction deletes a member with its array."""
 
@@ -110,17 +109,13 @@ def read_members(
     db: sqlite3.Connection, keys: Iterable[int]
 ) -> dict[int, ArrayMembers]:
     """Read the counts of arrays, by key of the array."""
-    found = {}
-    for some in rows.split_for_parameters(keys):
-        for key, first, total, *counts, live, started_ms, ended_ms in db.execute(
-            f"SELECT task, {_COLUMNS} FROM arrays"  # noqa: S608
-            f" WHERE task IN ({rows.placeholders(len(some))})",
-            some,
-        ):
-            found[key] = ArrayMembers(
-                *(first, total, counts, live), started_ms, ended_ms
-            )
-    return found
+    select = f"SELECT task, {_COLUMNS} FROM arrays WHERE task"  # noqa: S608
+    return {
+        key: ArrayMembers(first, total, counts, live, started_ms, ended_ms)
+        for key, first, total, *counts, live, started_ms, ended_ms in rows.select_in(
+            db, select, keys
+        )
+    }
 
 
 def read_members_of(db: sqlite3.Connection, array: TaskId) -> ArrayMembers | None:
@@ -132,7 +127,7 @@ def read_members_of(db: sqlite3.Connection, array: TaskId) -> ArrayMembers | Non
 def next_key(db: sqlite3.Connection) -> int:
     """Return the first key of a block above all keys of members."""
     (last,) = db.execute("SELECT max(members + total) FROM arrays").fetchone()
-    return next_block_key(last or MEMBER_KEYS_START)
+    return next_block_key(last or rows.MEMBER_KEYS_START)
 
 
 def count_member_rows(db: sqlite3.Connection) -> int:
@@ -152,29 +147,11 @@ def count_ended_member_rows(db: sqlite3.Connection) -> int:
     return int(ended)
 
 
-RecordsWithOutputs = list[tuple[TaskRecord, dict[AttemptId, int]]]
-"""Records, each with the ids in `outputs` of its attempts."""
-
-
-def raw_records_from(found: Sequence[rows.Row]) -> RecordsWithOutputs:
-    """Return records as the facts alone define them, for rows of `TASK_COLUMNS`.
-
-    Members have no envelope, and do not reflect a cancellation of their array.
-    """
-    plain = rows.records_from(found)
-    if not found or found[-1][0] < MEMBER_KEYS_START:  # Rows are sorted by key.
-        return plain
-    return [
-        (replace(record, spec=None) if row[0] >= MEMBER_KEYS_START else record, outputs)
-        for row, (record, outputs) in zip(found, plain, strict=True)
-    ]
-
-
 def records_from(
     db: sqlite3.Connection,
     found: Sequence[rows.Row],
     array_columns: str = rows.SHOWN_COLUMNS,
-) -> RecordsWithOutputs:
+) -> rows.RecordsWithOutputs:
     """Return complete records, for rows of `TASK_COLUMNS`.
 
     Members get the envelope that follows from these columns of their array. Arrays get
@@ -252,7 +229,7 @@ def ranges_without_row(
     return tuple((a - members.first, b - members.first) for a, b in runs)
 
 
-def _array_ids(records: RecordsWithOutputs) -> Iterator[TaskId]:
+def _array_ids(records: rows.RecordsWithOutputs) -> Iterator[TaskId]:
     """Yield the id of the array of each record that is a member."""
     for record, _ in records:
         if (array := array_of(record.id)) is not None:
@@ -262,7 +239,7 @@ def _array_ids(records: RecordsWithOutputs) -> Iterator[TaskId]:
 def _complete_records(
     db: sqlite3.Connection,
     found: Sequence[rows.Row],
-    plain: RecordsWithOutputs,
+    plain: rows.RecordsWithOutputs,
     above: Mapping[TaskId, StoredArray],
 ) -> Iterator[tuple[TaskRecord, dict[AttemptId, int]]]:
     """Yield the records with envelope and progress; `above` has the arrays."""
@@ -320,17 +297,13 @@ def read_arrays(
     db: sqlite3.Connection, ids: Iterable[TaskId], columns: str = rows.SHOWN_COLUMNS
 ) -> dict[TaskId, StoredArray]:
     """Read these columns of arrays; they have no items and progress."""
-    arrays: dict[TaskId, StoredArray] = {}
-    for some in rows.split_for_parameters(dict.fromkeys(ids)):
-        found = db.execute(
-            f"SELECT {columns} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        ).fetchall()
-        records = rows.records_from(found)
-        for (key, *_), (record, _) in zip(found, records, strict=True):
-            arrays[record.id] = StoredArray(db, key, record)
-    return arrays
+    select = f"SELECT {columns} FROM tasks WHERE id"  # noqa: S608
+    found = list(rows.select_in(db, select, dict.fromkeys(ids)))
+    records = rows.records_from(found)
+    return {
+        record.id: StoredArray(db, key, record)
+        for (key, *_), (record, _) in zip(found, records, strict=True)
+    }
 
 
 def _complete_record(

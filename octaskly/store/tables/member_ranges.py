@@ -167,15 +167,12 @@ def merged_by_key(
 def read_rows_by_id(
     db: sqlite3.Connection, columns: str, ids: Sequence[TaskId]
 ) -> list[rows.Row]:
-    """Return rows of the tasks with these ids, as many as one statement may ask for.
+    """Return rows of the tasks with these ids.
 
     `columns` is `TASK_COLUMNS`, or the same with less in some columns.
     """
-    found: list[rows.Row] = db.execute(
-        f"SELECT {columns} FROM tasks WHERE id IN"  # noqa: S608
-        f" ({rows.placeholders(len(ids))})",
-        ids,
-    ).fetchall()
+    select = f"SELECT {columns} FROM tasks WHERE id"  # noqa: S608
+    found: list[rows.Row] = [*rows.select_in(db, select, ids)]
     if len(found) < len(ids):
         known = {row[1] for row in found}
         missing = [task for task in ids if task not in known]
@@ -276,15 +273,15 @@ def keys_of_members(db: sqlite3.Connection, ids: Iterable[TaskId]) -> list[int]:
     """Return the keys of those tasks that are members of arrays."""
     places = [place for each in ids if (place := split_member_id(each)) is not None]
     keys: list[int] = []
-    for some in rows.split_for_parameters(dict.fromkeys(each for each, _ in places)):
-        for array, first, text in db.execute(
-            "SELECT id, members, options FROM tasks JOIN arrays ON task = tasks.key"  # noqa: S608
-            f" WHERE id IN ({rows.placeholders(len(some))})",
-            some,
-        ).fetchall():
-            spec = rows.array_spec(text)
-            positions = (spec.position(number) for of, number in places if of == array)
-            keys += (first + at for at in positions if at is not None)
+    for array, first, text in rows.select_in(
+        db,
+        "SELECT id, members, options FROM tasks JOIN arrays ON task = tasks.key"
+        " WHERE id",
+        dict.fromkeys(each for each, _ in places),
+    ):
+        spec = rows.array_spec(text)
+        positions = (spec.position(number) for of, number in places if of == array)
+        keys += (first + at for at in positions if at is not None)
     return keys
 
 

@@ -57,6 +57,7 @@ STORED_COLUMNS: Final = (
 """With those that only the writer needs."""
 WIDTH: Final = TASK_COLUMNS.count(",") + 1
 STORED_WIDTH: Final = STORED_COLUMNS.count(",") + 1
+MEMBER_KEYS_START: Final = 1 << 40  #: lowest key of a member of an array
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
 # Parents are at this place in `TaskOptions`.
@@ -190,21 +191,23 @@ def member_row(array: TaskSpec) -> tuple[Any, ...]:
 
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
-    """Return the record of a row of `TASK_COLUMNS`."""
-    _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
+    """Return the record of a row of `TASK_COLUMNS`; see `records_from`."""
+    key, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
     options, stdin, items, env, cancel_term, has_succeeded = row[10:16]
     change, submitter, created, ord_ = row[16:]
-    spec = TaskSpec(
-        task,
-        command,
-        timeout_s or None,
-        _names(inputs),
-        _names(outputs),
-        submitter,
-        created,
-        ord_,
-        None if options is None else _options(options, stdin, items, env),
-    )
+    spec = None
+    if key < MEMBER_KEYS_START:
+        spec = TaskSpec(
+            task,
+            command,
+            timeout_s or None,
+            _names(inputs),
+            _names(outputs),
+            submitter,
+            created,
+            ord_,
+            None if options is None else _options(options, stdin, items, env),
+        )
     return TaskRecord(
         *(task, spec, by, attempts, 1, None),
         *(notify == NOTIFIED, bool(is_ready), cancel_term, bool(has_succeeded)),
@@ -292,6 +295,18 @@ def without_output(outcome: Outcome) -> Outcome:
     )
 
 
+def select_in(
+    db: sqlite3.Connection, select: str, items: Iterable[Any], end: str = ""
+) -> Iterator[Any]:
+    """Yield the rows of a query for these values of the column that `select` ends with.
+
+    It runs once for each part of the items that fits the parameters of one statement.
+    """
+    for some in split_for_parameters(items):
+        query = f"{select} IN ({placeholders(len(some))}) {end}"
+        yield from db.execute(query, some).fetchall()
+
+
 def split_for_parameters(items: Iterable[Any]) -> Iterator[list[Any]]:
     """Yield lists of items that fit the parameters of one statement."""
     iterator = iter(items)
@@ -327,10 +342,15 @@ def unpack_attempts(
     return tuple(each for each, _ in pairs), outputs
 
 
-def records_from(
-    rows: Iterable[Row],
-) -> list[tuple[TaskRecord, dict[AttemptId, int]]]:
-    """Return the records of rows of `TASK_COLUMNS`, with the ids in `outputs`."""
+RecordsWithOutputs = list[tuple[TaskRecord, dict[AttemptId, int]]]
+"""Records, each with the ids in `outputs` of its attempts."""
+
+
+def records_from(rows: Iterable[Row]) -> RecordsWithOutputs:
+    """Return records as the facts alone define them, for rows of `TASK_COLUMNS`.
+
+    Members have no envelope, and do not reflect a cancellation of their array.
+    """
     found = ((row, *unpack_attempts(row[3])) for row in rows)
     return [(record_from(row, attempts), outputs) for row, attempts, outputs in found]
 

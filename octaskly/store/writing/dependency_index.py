@@ -62,7 +62,8 @@ class DependencyIndex:
         for child, after in changes.added:
             self._add_dependencies(child, after)
         self._mark_parents_ended(changes.ended_parents)
-        self._delete_children(changes.removed)
+        if changes.removed:
+            self._delete_children(changes.removed)
 
     def _add_dependencies(self, child: int, after: After) -> None:
         states = self._read_states(after.tasks)
@@ -94,13 +95,11 @@ class DependencyIndex:
             self._update_unblocked_tasks(child for child, _ in found)
 
     def _delete_children(self, children: Sequence[int]) -> None:
-        for some in rows.split_for_parameters(children):
-            marks = rows.placeholders(len(some))
-            for table in ("dependencies", "unblocked_tasks"):
-                self._db.execute(
-                    f"DELETE FROM {table} WHERE child IN ({marks})",  # noqa: S608
-                    some,
-                )
+        for table in ("dependencies", "unblocked_tasks"):
+            self._db.executemany(
+                f"DELETE FROM {table} WHERE child = ?",  # noqa: S608
+                [(child,) for child in children],
+            )
 
     def _update_unblocked_tasks(self, children: Iterable[int]) -> None:
         """Keep the tasks with a broken dependency, or with no open one.
@@ -121,17 +120,8 @@ class DependencyIndex:
             )
 
     def _read_states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
-        found: dict[str, TaskState] = {}
-        for some in rows.split_for_parameters(tasks):
-            found.update(
-                (task, rows.STATES[number])
-                for task, number in self._db.execute(
-                    "SELECT id, state FROM tasks WHERE id IN"  # noqa: S608
-                    f" ({rows.placeholders(len(some))})",
-                    some,
-                )
-            )
-        return found
+        found = rows.select_in(self._db, "SELECT id, state FROM tasks WHERE id", tasks)
+        return {task: rows.STATES[number] for task, number in found}
 
 
 def _dependency_status(wanted: int, state: TaskState | None) -> int:

@@ -25,7 +25,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.arrays import array_of, member_spec, split_member_id
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
 from octaskly.ports.store import Packer
 from octaskly.store.tables import arrays, bulk, rows
@@ -75,27 +75,25 @@ class PendingEntries:
 
     def read_entries_about(self, tasks: Iterable[TaskId]) -> Iterator[PendingEntry]:
         """Yield the entries about these tasks above the floors."""
-        for some in rows.split_for_parameters(tasks if self.has_any else ()):
-            for stream, seq, hlc, body, output in self._db.execute(
-                "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
-                " JOIN streams USING (stream)"
-                f" WHERE task_id IN ({rows.placeholders(len(some))})"
-                " AND seq > floor_seq",
-                some,
-            ).fetchall():
-                if seq <= self._peer_floors.get(stream, 0):
-                    continue
-                fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-                assert not isinstance(fact, (*MESH_FACTS, *RANGE_FACTS)), (
-                    "only facts about single tasks are pending"
-                )
-                yield PendingEntry(stream, seq, hlc, fact, output, is_stored=True)
+        for stream, seq, hlc, body, output in rows.select_in(
+            self._db,
+            "SELECT stream, seq, hlc, body, output FROM pending_entries"
+            " JOIN streams USING (stream) WHERE seq > floor_seq AND task_id",
+            tasks if self.has_any else (),
+        ):
+            if seq <= self._peer_floors.get(stream, 0):
+                continue
+            fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
+            assert not isinstance(fact, (*MESH_FACTS, *RANGE_FACTS)), (
+                "only facts about single tasks are pending"
+            )
+            yield PendingEntry(stream, seq, hlc, fact, output, is_stored=True)
 
     def read_members_of(self, array: TaskId) -> set[TaskId]:
         """Return the members of an array that have pending entries above the floors."""
         if not self.has_any:
             return set()
-        name = array.partition("~")[0]
+        name = task_name(array)
         found = self._db.execute(
             "SELECT task_id, stream, seq FROM pending_entries"
             " JOIN streams USING (stream)"
@@ -367,7 +365,7 @@ def tasks_from(
     """Yield the tasks of rows of `STORED_COLUMNS`; members have no envelope."""
     records = rows.records_from([row[: rows.WIDTH] for row in found])
     members = arrays.read_members(
-        db, (row[0] for row in found if row[0] < arrays.MEMBER_KEYS_START)
+        db, (row[0] for row in found if row[0] < rows.MEMBER_KEYS_START)
     )
     for row, (record, outputs) in zip(found, records, strict=True):
         yield record.id, task_from(row, record, outputs, members.get(row[0]))
@@ -383,8 +381,8 @@ def task_from(
     node, state, changed, *times = row[rows.WIDTH : rows.STORED_WIDTH]
     birth = SubmissionTimes(*times)
     kind = arrays.TASK if members is None else arrays.ARRAY
-    if row[0] >= arrays.MEMBER_KEYS_START:
-        kind, record = arrays.MEMBER, replace(record, spec=None)
+    if row[0] >= rows.MEMBER_KEYS_START:
+        kind = arrays.MEMBER
     if members is not None:
         members.counted_without_row = members.without_row(record.cancelled_by)
     is_blocked, is_live = record.waits_for is not None, rows.is_live(record)

@@ -15,8 +15,12 @@ from itertools import islice
 from typing import Final
 
 from octaskly.core.model.ids import TaskId
-from octaskly.store.tables.arrays import MEMBER_KEYS_START
-from octaskly.store.tables.rows import StoredTask, has_options_or_attempts, size_of_row
+from octaskly.store.tables.rows import (
+    MEMBER_KEYS_START,
+    StoredTask,
+    has_options_or_attempts,
+    size_of_row,
+)
 from octaskly.store.writing.projection import ProjectedTask, task_from
 
 QUEUE_ROWS_MAX: Final = 8_000  #: more than the dispatcher reads at once

@@ -258,7 +258,7 @@ class TableWriter:
         self._retired_epochs: dict[StreamId, Epoch] = {}
         """Epochs of retired streams that this commit names; they may have entries."""
         (last,) = self._db.execute(
-            "SELECT max(key) FROM tasks WHERE key < ?", (arrays.MEMBER_KEYS_START,)
+            "SELECT max(key) FROM tasks WHERE key < ?", (rows.MEMBER_KEYS_START,)
         ).fetchone()
         self._next_key = (last or 0) + 1
         self._next_member_key = arrays.next_key(self._db)
