@@ -60,18 +60,13 @@ _BATCHES: Final[dict[type, str]] = {
 }
 """Batch messages: the field that may be split over several messages."""
 
-_LARGE: Final[dict[type[Struct], str]] = {
-    Assign: "items",
-    AssignRanges: "items",
-    Results: "reports",
-    RangeResults: "items",
-    RangeResultsOk: "items",
-    Reattach: "running",
+_LARGE: Final[dict[type, str]] = {
+    **_BATCHES,
     Entries: "entries",
     Replicate: "entries",
     Snapshot: "rows",
 }
-"""The field that may hold many items, each with many small values."""
+"""The field that may hold many items, in each message that has one."""
 
 _ARRAY_HEADER_BYTES: Final = 5
 _FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES + _ARRAY_HEADER_BYTES
