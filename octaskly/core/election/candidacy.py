@@ -141,18 +141,6 @@ class Candidacy:
         """Never claim again."""
         self.is_withdrawn = True
 
-    def set_disk_failing(self, *, is_failing: bool) -> bool:
-        """Record the state of the disk; return True if it has changed."""
-        is_change = is_failing != self.is_disk_failing
-        self.is_disk_failing = is_failing
-        return is_change
-
-    def set_api_failing(self, *, is_failing: bool) -> bool:
-        """Record the state of the API; return True if it has changed."""
-        is_change = is_failing != self.is_api_failing
-        self.is_api_failing = is_failing
-        return is_change
-
     def set_successors(self, roster: Roster) -> None:
         """Take the succession order from the dispatcher's roster."""
         self._absent.clear()

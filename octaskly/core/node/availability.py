@@ -57,30 +57,33 @@ class FailureHandler:
 
     def on_disk_changed(self, event: DiskChanged, now: Moment) -> list[Effect]:
         """Record that the disk fails or works again."""
-        if not self._candidacy.set_disk_failing(is_failing=event.is_failing):
+        if event.is_failing == self._candidacy.is_disk_failing:
             return []
-        self._next_transfer_s = now.mono_s
-        if event.is_failing:
-            fields = (("reason", event.reason),) if event.reason else ()
-            return [LogLine("warning", "disk failing", fields)]
-        return [LogLine("info", "disk recovered"), *self._on_recovery(now)]
+        self._candidacy.is_disk_failing = event.is_failing
+        return self._on_changed("disk", event, now)
 
     def on_api_changed(self, event: ApiChanged, now: Moment) -> list[Effect]:
         """Record that the API stopped serving other nodes, or serves them again.
 
         Heartbeats do not show that, so no other node would claim.
         """
-        if not self._candidacy.set_api_failing(is_failing=event.is_failing):
+        if event.is_failing == self._candidacy.is_api_failing:
             return []
+        self._candidacy.is_api_failing = event.is_failing
+        return self._on_changed("API", event, now)
+
+    def _on_changed(
+        self, part: str, event: DiskChanged | ApiChanged, now: Moment
+    ) -> list[Effect]:
+        """Log a failure or a recovery; keep the role if nothing fails any more."""
         self._next_transfer_s = now.mono_s
         if event.is_failing:
-            return [LogLine("warning", "API failing", (("reason", event.reason),))]
-        return [LogLine("info", "API recovered"), *self._on_recovery(now)]
-
-    def _on_recovery(self, now: Moment) -> list[Effect]:
+            fields = (("reason", event.reason),) if event.reason else ()
+            return [LogLine("warning", f"{part} failing", fields)]
+        effects: list[Effect] = [LogLine("info", f"{part} recovered")]
         if self._candidacy.is_withdrawn or self._candidacy.is_failing:
-            return []
-        return self._keep_dispatching(now)
+            return effects
+        return effects + self._keep_dispatching(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Transfer the role during a failure; called at every step meanwhile."""

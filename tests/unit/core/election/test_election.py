@@ -798,11 +798,11 @@ def test_of_two_dispatchers_the_one_that_reads_both_logs_stays() -> None:
 def test_a_newer_program_claims_once_it_may_lead_again() -> None:
     """Its full disk made it follow a node that cannot read the tasks in its log."""
     world = Harness(SavedState(log_version=2))
-    world.candidacy.set_disk_failing(is_failing=True)
+    world.candidacy.is_disk_failing = True
     world.follow(0.1)
     assert world.watch.on_dispatcher_heard(node_moment(0.2)) == []
 
-    world.candidacy.set_disk_failing(is_failing=False)
+    world.candidacy.is_disk_failing = False
     effects = world.watch.on_dispatcher_heard(node_moment(0.3))
 
     assert [e.epoch for e in effects if isinstance(e, Save)] == [Epoch(4, B)]
