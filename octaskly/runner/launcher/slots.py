@@ -54,15 +54,13 @@ class SlotAllocator:
         if limit_enforcer is not None:
             slot.limit_enforcer, slot.group = limit_enforcer, limit_enforcer.group
         if self._groups is not None and slot.group is None:
-            group = self._groups.acquire_group()
-            if group is not None and self._groups.move_launcher_in(group):
-                slot.group = group
+            slot.group = self._groups.enter_group()
         return slot
 
     def leave_group(self) -> None:
         """Move the launcher out of the cgroup that `acquire_slot` moved it into."""
         if self._groups is not None:
-            self._groups.move_launcher_out()
+            self._groups.leave_group()
 
     def release_slot(self, slot: Slot, *, is_empty: bool = True) -> None:
         """Release the slot of an attempt that has ended or could not start.

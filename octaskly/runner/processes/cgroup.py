@@ -322,15 +322,11 @@ class SingleGroupPool:
         if not self._group.move_launcher_in():
             raise OSError(f"cannot enter {self._group.folder}")
 
-    def acquire_group(self) -> Group | None:
+    def enter_group(self) -> Group | None:
         """Return the group; None while processes of an earlier task are in it."""
         return self._group if self._group.move_launcher_in() else None
 
-    def move_launcher_in(self, group: Group) -> bool:
-        """Return True for its own group: the launcher is always inside."""
-        return group is self._group
-
-    def move_launcher_out(self) -> None:
+    def leave_group(self) -> None:
         """Do nothing: the launcher stays in the group."""
 
     def release_group(self, group: Group) -> None:
@@ -361,25 +357,24 @@ class GroupPool:
             make_group(folder / f"slot-{place}")
             self._free.append(Group(folder / f"slot-{place}"))
 
-    def acquire_group(self) -> Group | None:
-        """Return an empty group for a task; None without one, or if moving is slow."""
-        moves_s, count = sorted(self._moves_s), self.MOVES_MEASURED
-        if len(moves_s) == count and moves_s[count // 2] > self.MOVE_MAX_S:
-            return None
-        return self._free.pop() if self._free else None
+    def enter_group(self) -> Group | None:
+        """Move the launcher into an empty group, where its new children start.
 
-    def move_launcher_in(self, group: Group) -> bool:
-        """Move the launcher in; return True if that was allowed.
-
-        Its new children start in this group.
+        Returns:
+            The group; None without one, or if moving is slow or not allowed.
         """
+        moves_s, count = sorted(self._moves_s), self.MOVES_MEASURED
+        is_slow = len(moves_s) == count and moves_s[count // 2] > self.MOVE_MAX_S
+        if is_slow or not self._free:
+            return None
+        group = self._free.pop()
         begin_s = time.perf_counter()
         is_in = group.move_self_in()
-        if len(self._moves_s) < self.MOVES_MEASURED:
+        if len(moves_s) < count:
             self._moves_s.append(time.perf_counter() - begin_s)
-        return is_in
+        return group if is_in else None
 
-    def move_launcher_out(self) -> None:
+    def leave_group(self) -> None:
         """Move the launcher back to its own group."""
         self._launcher_group.move_self_in()
 

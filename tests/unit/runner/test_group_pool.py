@@ -54,9 +54,9 @@ def count_tasks_in_groups(
     monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
     in_group = 0
     for _ in moves_s:
-        group = pool.acquire_group()
+        group = pool.enter_group()
         if group is not None:
-            in_group += pool.move_launcher_in(group)
-            pool.move_launcher_out()
+            in_group += 1
+            pool.leave_group()
             pool.release_group(group)
     return in_group
