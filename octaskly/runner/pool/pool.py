@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,14 @@ from octaskly.core.protocol.messages import Report
 from octaskly.ports.files import InputSources
 from octaskly.ports.store import Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, KnownHolders
-from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.attempt_files import (
-    AttemptSources,
     NoRoom,
-    Prepared,
     ScratchFolders,
     needs_preparation,
 )
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.output_copies import CopiedOutputs
-from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
-from octaskly.runner.input_sources import SourceHistory
 from octaskly.runner.interpreters import call_variables
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
@@ -59,9 +53,7 @@ from octaskly.runner.pool.launch_messages import (
     build_start_order,
     cancelled_outcome,
     clean_detail,
-    is_lack_of_resources,
     outcome_of_end,
-    preparation_failed,
     released_outcome,
 )
 from octaskly.runner.pool.launcher_process import (
@@ -70,11 +62,11 @@ from octaskly.runner.pool.launcher_process import (
 )
 from octaskly.runner.pool.launchers import Launchers
 from octaskly.runner.pool.output_recorder import OutputRecorder
+from octaskly.runner.pool.preparation import Preparer, run_in_thread
 from octaskly.runner.pool.report_queue import AttemptStats, EndedCallback, ReportQueue
 
 OVERDUE_CHECK_S = 0.02
 KILL_AGAIN_S = 1.0  #: after tasks of a dead launcher could not be killed
-ROOM_PAUSE_S = 1.0  #: time between returns of attempts for which there is no room
 
 
 class Pool:
@@ -107,7 +99,6 @@ class Pool:
     _last_place = _last_key = 0
     _is_closing = _is_frozen = False
     _overdue_timer: asyncio.TimerHandle | None = None
-    _room_lacked_s = -inf  #: when an attempt was last returned for lack of room
 
     def __init__(
         self,
@@ -136,7 +127,8 @@ class Pool:
         self._scratch = ScratchFolders(
             self._task_user_ops, scratch_dir, workdir, archive, blob_fetcher
         )
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
+        self._waiting = deque[PoolAttempt]()
+        self._preparer = self._make_preparer()
         # Copying outputs may take minutes, and no start of a task may wait for it.
         self._capture_threads = ThreadPoolExecutor(2, thread_name_prefix="capture")
         # The tasks of a dead launcher are killed at once, whatever others wait for.
@@ -151,11 +143,21 @@ class Pool:
         )
         self._attempts: dict[tuple[TaskId, AttemptId], PoolAttempt] = {}
         self.recorder = OutputRecorder(archive, blob_fetcher.blob_store, self._attempts)
-        self.attempt_stats, self._waiting = AttemptStats(), deque[PoolAttempt]()
-        #: Attempts whose files or room are awaited, with their next try.
-        self._awaiting_files: dict[PoolAttempt, asyncio.TimerHandle] = {}
+        self.attempt_stats = AttemptStats()
         self._resources = ResourceAllocator(slots, gpus)
-        self._reports, self._sources = ReportQueue(clock, on_ended), SourceHistory()
+        self._reports = ReportQueue(clock, on_ended)
+
+    def _make_preparer(self) -> Preparer:
+        return Preparer(
+            self._scratch,
+            self._blob_fetcher,
+            self._task_user_ops,
+            self._node_name,
+            self._clock,
+            on_ready=self._waiting.append,
+            end_attempt=self._end_attempt,
+            proceed=self._proceed,
+        )
 
     def _make_launchers(
         self,
@@ -210,7 +212,7 @@ class Pool:
                 self._end_attempt(item, released_outcome(EndReason.RETURNED))
             elif needs_preparation(spec):
                 item.holders = holders
-                self._prepare(item)
+                self._preparer.prepare(item)
             else:
                 self._waiting.append(item)
         self._start_waiting()
@@ -234,12 +236,10 @@ class Pool:
                 continue
             item.is_cancelled = reason is EndReason.CANCELLED
             item.return_reason = reason
-            if (timer := self._awaiting_files.pop(item, None)) is not None:
-                timer.cancel()
-                self._end_attempt(item, released_outcome(reason))
-                continue
-            if item in self._waiting:
+            is_waiting = item in self._waiting
+            if is_waiting:
                 self._waiting.remove(item)
+            if is_waiting or self._preparer.stop_waiting(item):
                 self._end_attempt(item, released_outcome(reason))
                 continue
             for state in self._launchers.states if not spares_started else ():
@@ -253,14 +253,10 @@ class Pool:
         """Report the attempts that have not started as released."""
         for item in self._attempts.values():
             item.return_reason = EndReason.DRAINING
-        while self._awaiting_files:
-            item, timer = self._awaiting_files.popitem()
-            timer.cancel()
+        waiting = [*self._preparer.stop_all_waiting(), *self._waiting]
+        self._waiting.clear()
+        for item in waiting:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
-        while self._waiting:
-            self._end_attempt(
-                self._waiting.popleft(), released_outcome(EndReason.DRAINING)
-            )
         self._launchers.send_to_all("recall")
         self._reports.schedule_flush()
 
@@ -295,11 +291,12 @@ class Pool:
         self, task: TaskId, attempt: AttemptId
     ) -> InputSources | None:
         """Return where the files of a recent attempt came from, if it had any."""
-        return self._sources.read((task, attempt))
+        return self._preparer.sources.read((task, attempt))
 
     async def close(self) -> None:
         """End every process tree and launcher; release the remaining attempts."""
         self._is_closing = True
+        self._preparer.stop()
         await self._launchers.close()
         await asyncio.to_thread(self._kill_thread.shutdown)
         for state in self._launchers.states:
@@ -310,13 +307,12 @@ class Pool:
         await asyncio.to_thread(self._blob_fetcher.close)
         if self._output_copies is not None:
             await asyncio.to_thread(self._output_copies.close)
-        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._preparer.close)
         await asyncio.to_thread(self._capture_threads.shutdown)
         await self.recorder.close()
         # Run the callbacks of the threads first: they report captured outputs.
         await asyncio.sleep(0)
-        for timer in self._awaiting_files.values():
-            timer.cancel()
+        self._preparer.stop_all_waiting()
         for item in list(self._attempts.values()):
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         if self._overdue_timer is not None:
@@ -353,8 +349,7 @@ class Pool:
             else:
                 self._requeue_or_end(item)
         state.update_queue_depth()
-        self._start_waiting()
-        self._flush_reports()
+        self._proceed()
 
     def _requeue_or_end(self, item: PoolAttempt) -> None:
         """Requeue an attempt that a launcher did not start, unless it is stopped.
@@ -380,10 +375,10 @@ class Pool:
         if not item.spec.outputs or runs_again:
             self._end_attempt(item, outcome)
             return
-        self._in_thread(
-            partial(self._on_captured, item, outcome),
-            partial(self._capture_outputs, item),
+        run_in_thread(
             self._capture_threads,
+            partial(self._capture_outputs, item),
+            partial(self._on_captured, item, outcome),
         )
 
     def _on_launcher_exit(self, state: LauncherState) -> None:
@@ -408,7 +403,7 @@ class Pool:
         except OSError as error:
             on_killed(error)
         else:
-            self._in_thread(on_killed, kill, self._kill_thread)
+            run_in_thread(self._kill_thread, kill, on_killed)
 
     def _killer_of(self, state: LauncherState) -> Callable[[], None]:
         """Return what kills the tasks of a dead launcher; raise OSError."""
@@ -440,8 +435,7 @@ class Pool:
             else:
                 item.remove_limit_group()
                 self._requeue_or_end(item)
-        self._start_waiting()
-        self._flush_reports()
+        self._proceed()
 
     # -- waiting ---------------------------------------------------------------
 
@@ -491,76 +485,17 @@ class Pool:
         ]:
             self._waiting.remove(item)
             self._end_attempt(item, released_outcome(EndReason.RETURNED))
-        self._start_waiting()
-        self._flush_reports()
+        self._proceed()
 
-    # -- threads ---------------------------------------------------------------
+    def _return_unstarted(self, item: PoolAttempt, why: str) -> None:
+        lack = NoRoom("resources to start it", why)
+        self._preparer.return_for_room(item, lack, self._start_again)
 
-    def _in_thread(
-        self,
-        then: Callable[[Any], None],
-        work: Callable[[], object],
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(threads or self._threads, work)
-        # Pass an error on as a result: otherwise the attempt would never end.
-        future.add_done_callback(lambda done: then(done.exception() or done.result()))
+    def _start_again(self, item: PoolAttempt) -> None:
+        self._requeue_or_end(item)
+        self._proceed()
 
-    def _prepare(self, item: PoolAttempt) -> None:
-        options, fetcher, known = item.spec.options, self._blob_fetcher, item.holders
-        sources = AttemptSources(
-            fetcher.find_blob(options.tree if options else None, known),
-            fetcher.find_blob(options.stdin_file if options else None, known),
-        )
-        tally = None
-        has_outputs = options is not None and bool(options.outputs_of)
-        if sources.tree is not None or has_outputs:
-            tally = self._sources.tally_of((item.spec.id, item.attempt))
-
-        def is_wanted() -> bool:
-            return not (item.is_cancelled or item.return_reason or self._is_closing)
-
-        self._in_thread(
-            partial(self._on_prepared, item),
-            partial(
-                self._scratch.prepare_attempt, item.spec, sources, is_wanted, tally
-            ),
-            # Fetching is slow, so it has its own threads.
-            self._blob_fetcher.threads
-            if any(sources) or has_outputs
-            else self._threads,
-        )
-
-    def _on_prepared(self, item: PoolAttempt, found: Prepared | BaseException) -> None:
-        if isinstance(found, Prepared):
-            item.folder, item.stdin_fd = found.folder, found.stdin_fd
-        self._sources.set_awaited((item.spec.id, item.attempt), "")
-        if item.is_cancelled:
-            self._end_attempt(item, cancelled_outcome())
-        elif isinstance(found, FilesAwaited):
-            if item.return_reason is None:
-                self._prepare_again(item, found)
-            else:
-                self._end_attempt(item, released_outcome(item.return_reason))
-        elif isinstance(found, BaseException):
-            self._on_preparation_failed(item, found)
-        elif found.missing or found.problem is not None:
-            lacks = found.missing
-            if found.problem is not None:
-                lacks = [self._describe_problem(item.spec, found.problem)]
-            self._end_attempt(
-                item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
-            )
-        elif found.no_room is not None:
-            self._return_for_room(item, found.no_room, self._prepare)
-        elif item.return_reason is not None:
-            self._end_attempt(item, released_outcome(item.return_reason))
-        else:
-            item.waiting_since_s = self._clock.now().mono_s
-            self._waiting.append(item)
-        self._start_waiting()
-        self._flush_reports()
+    # -- outputs ---------------------------------------------------------------
 
     def _capture_outputs(self, item: PoolAttempt) -> CapturedOutputs:
         """Capture outputs, and have another node copy them. Blocks."""
@@ -572,73 +507,6 @@ class Pool:
         why = self._output_copies.on_captured(task, attempt, sum(sizes))
         problem = "; ".join(filter(None, (found.problem, why)))
         return found._replace(problem=problem)
-
-    def _on_preparation_failed(self, item: PoolAttempt, error: BaseException) -> None:
-        if is_lack_of_resources(error):
-            why = getattr(error, "strerror", None) or str(error)
-            lack = NoRoom("resources to check its inputs", why)
-            self._return_for_room(item, lack, self._prepare)
-        else:
-            self._end_attempt(item, preparation_failed(error, self._node_name))
-
-    def _return_for_room(
-        self, item: PoolAttempt, no_room: NoRoom, retry: Callable[[PoolAttempt], None]
-    ) -> None:
-        """Return an attempt without room, or try again if others were just returned.
-
-        Otherwise a node without room would soon have tried all members of an array.
-        """
-        now_s = self._clock.now().mono_s
-        waited_s = now_s - item.waiting_since_s
-        quiet_s = now_s - self._room_lacked_s
-        if max(waited_s, quiet_s) < ROOM_PAUSE_S and item.return_reason is None:
-            self._retry_in(item, ROOM_PAUSE_S - waited_s, retry)
-            return
-        self._room_lacked_s = now_s
-        why = f"{no_room.what} on {self._node_name} ({no_room.why})"
-        self._end_attempt(item, released_outcome(EndReason.ROOM, why))
-
-    def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
-        """Prepare an attempt later, or release it if its files do not come."""
-        now_s = self._clock.now().mono_s
-        if awaited.wait_s_max == inf:
-            item.stalled_since_s = None
-        elif item.stalled_since_s is None:
-            item.stalled_since_s = now_s
-        elif now_s - item.stalled_since_s > awaited.wait_s_max:
-            if awaited.no_room:
-                lack = NoRoom("space for its files", awaited.no_room)
-                self._return_for_room(item, lack, self._prepare)
-                return
-            self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
-            return
-        self._sources.set_awaited((item.spec.id, item.attempt), str(awaited))
-        self._retry_in(item, awaited.retry_s, self._prepare)
-
-    def _retry_in(
-        self, item: PoolAttempt, wait_s: float, retry: Callable[[PoolAttempt], None]
-    ) -> None:
-        self._awaiting_files[item] = asyncio.get_running_loop().call_later(
-            wait_s, self._retry, item, retry
-        )
-
-    def _retry(self, item: PoolAttempt, retry: Callable[[PoolAttempt], None]) -> None:
-        del self._awaiting_files[item]
-        if not self._is_closing:  # `close` ends the attempt.
-            retry(item)
-
-    def _return_unstarted(self, item: PoolAttempt, why: str) -> None:
-        lack = NoRoom("resources to start it", why)
-        self._return_for_room(item, lack, self._start_again)
-
-    def _start_again(self, item: PoolAttempt) -> None:
-        self._requeue_or_end(item)
-        self._start_waiting()
-        self._flush_reports()
-
-    def _describe_problem(self, spec: TaskSpec, problem: FolderProblem) -> str:
-        folder = spec.options.cwd if spec.options else ""
-        return problem.describe(folder, self._node_name, self._task_user_ops.user)
 
     def _on_captured(self, item: PoolAttempt, outcome: Outcome, found: object) -> None:
         if not isinstance(found, CapturedOutputs):
@@ -663,6 +531,11 @@ class Pool:
             )
         self.attempt_stats.count_ended(item.spec, item.attempt, outcome)
         self._reports.add_report(Report(item.spec.id, item.attempt, outcome))
+
+    def _proceed(self) -> None:
+        """Start waiting attempts, and send the reports of ended ones."""
+        self._start_waiting()
+        self._flush_reports()
 
     def _flush_reports(self) -> None:
         self._reports.flush_or_delay(is_busy=bool(self._waiting))

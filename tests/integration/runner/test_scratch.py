@@ -500,7 +500,7 @@ async def test_an_attempt_that_waits_for_files_ends_at_once(
     await_files(monkeypatch, tries=1000, wait_s_max=60.0)
     async with rig(tmp_path) as made:
         name = made.start("true", options=LENT)
-        await eventually(lambda: made.pool._awaiting_files)
+        await eventually(lambda: made.pool._preparer._next_tries)
         sources = made.pool.read_input_sources(*name)
         assert sources is not None
         assert sources.awaited == "1 not sent"
