@@ -56,6 +56,16 @@ def three_tasks(api: Api) -> Api:
     return api
 
 
+def test_ls_prints_an_ended_task_whose_name_has_a_dot(api: Api, octaskly: Run) -> None:
+    """What follows a dot is a number in the id of a member only."""
+    api.tasks["build.v2"] = ended_task(1, id="build.v2")
+
+    done = octaskly("ls")
+
+    assert done.stdout.decode().splitlines()[1].startswith("build.v2 ")
+    assert done.stderr == b""
+
+
 def test_ls_prints_what_waits_and_then_what_ended(
     three_tasks: Api, octaskly: Run
 ) -> None:

@@ -131,7 +131,8 @@ def _order(row: Row) -> tuple[str, int, int]:
     number = name.partition("-")[0]
     is_counted = number.isdecimal() and len(number) < 12  # noqa: PLR2004 - see ids
     counted = int(number) if is_counted else 0
-    return row["created_at"] or "", counted, int(member or 0)
+    # Other dots are in names that users chose.
+    return row["created_at"] or "", counted, int(member) if member.isdecimal() else 0
 
 
 def print_list(found: TaskList) -> None:
