@@ -5,47 +5,38 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.change_feed import FeedPage, StreamExtent
-from octaskly.core.log.facts import Entry, Recorded
+from octaskly.core.change_feed import FeedPage
+from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
-from octaskly.ports.events import EndedMember, RecentAttempts
-from octaskly.ports.files import KeptOutput
+from octaskly.ports.events import RecentAttempts
 from octaskly.ports.store import (
     Clock,
     DisplayFacts,
-    NeededFiles,
     Packer,
-    PendingNotifications,
-    RecordQuery,
     StoreStats,
     TaskListPage,
-    TaskParts,
     TaskQuery,
 )
-from octaskly.store.reading import change_feed as attempts
-from octaskly.store.reading import change_feed as histories
-from octaskly.store.reading import pages, queries, queue, short_ids
+from octaskly.store.reading import change_feed, pages, queries, queue, short_ids
 from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.display_facts import read_display_facts
 from octaskly.store.reading.open_snapshots import OpenSnapshots
 from octaskly.store.reading.reader_pool import ReaderPool
 from octaskly.store.reading.snapshot import is_snapshot_needed
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
-from octaskly.store.tables import mesh_records as records_
-from octaskly.store.tables import task_name_collisions
+from octaskly.store.tables import mesh_records, node_state, task_name_collisions
 from octaskly.store.tables.database import (
     DatabaseLock,
     build_store_error,
@@ -58,7 +49,6 @@ from octaskly.store.tables.node_state import (
     PeerContact,
     read_saved,
     read_task_ages,
-    read_vector,
 )
 from octaskly.store.tables.staged_parts import drop_incomplete_snapshots
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
@@ -70,6 +60,23 @@ FREE_BYTES_MIN: Final = 64 << 20  #: free space below which no new work is accep
 _READERS: Final = 2  #: connections for all but submissions and lists
 CLOCK_CHECK_S: Final = 10.0  #: time until a step of the wall clock is stored
 QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _query(
+    function: Callable[Concatenate[sqlite3.Connection, _P], _T],
+    pool: str = "_readers",
+) -> Callable[Concatenate[Store, _P], Coroutine[None, None, _T]]:
+    """Return a method that runs a query with a connection of this pool of `Store`."""
+
+    @wraps(function)
+    async def run(store: Store, /, *args: _P.args, **options: _P.kwargs) -> _T:
+        readers: ReaderPool = getattr(store, pool)
+        return await readers.run_query(function, *args, **options)
+
+    return run
 
 
 class Store:
@@ -111,14 +118,16 @@ class Store:
         self._bytes_max = bytes_max
         self._lock: DatabaseLock | None = None
         self._writer: Writer | None = None
-        readers = ReaderPool(path, self._loop, "reader", _READERS)
-        submission_reader = ReaderPool(path, self._loop, "submission-reader", 1)
-        list_reader = ReaderPool(path, self._loop, "list-reader", 1)
+        self._readers = ReaderPool(path, self._loop, "reader", _READERS)
+        self._submission_reader = ReaderPool(path, self._loop, "submission-reader", 1)
+        self._list_reader = ReaderPool(path, self._loop, "list-reader", 1)
         self._snapshots = OpenSnapshots(path, packer, self._loop, clock.now().wall_ms)
-        self._pools = (readers, submission_reader, list_reader, self._snapshots)
-        self._query = readers.run_query
-        self._query_for_submission = submission_reader.run_query
-        self._query_for_list = list_reader.run_query
+        self._pools = (
+            self._readers,
+            self._submission_reader,
+            self._list_reader,
+            self._snapshots,
+        )
         self._merges_left = 0  #: complete snapshots that are not merged yet
         self._last_merges: deque[int] = deque()  #: numbers of their last merges
         self._has_merged = asyncio.Event()
@@ -233,6 +242,35 @@ class Store:
             PeerContact(peer, name, tuple(addresses), self._clock.now().wall_ms)
         )
 
+    # Queries that are neither for submissions nor for lists:
+    load_live_tasks = _query(queue.load_live_tasks)
+    load_tasks = _query(queue.load_tasks)
+    read_vector = _query(node_state.read_vector)
+    stream_extents_at = _query(change_feed.stream_extents_at)
+    read_task = _query(queries.read_task)
+    names_with_sequence = _query(short_ids.names_with_sequence)
+    read_pending_notifications = _query(queries.read_pending_notifications)
+    read_records = _query(mesh_records.read_page)
+    count_failures = _query(queries.count_failures)
+    read_needed_files = _query(queries.read_needed_files)
+    find_forgotten = _query(queries.find_forgotten)
+    count_webhooks = _query(queries.count_webhooks)
+    read_queued_bytes = _query(queue.read_queued_bytes)
+
+    # Queries for submissions, which do not wait for others:
+    read_ids_by_name = _query(task_name_collisions.ids_of, "_submission_reader")
+    read_tasks_by_name = _query(queries.read_tasks_by_name, "_submission_reader")
+    streams_of_tasks = _query(queries.streams_of_tasks, "_submission_reader")
+    count_queued_tasks = _query(queries.count_queued_tasks, "_submission_reader")
+    find_name_collision = _query(
+        task_name_collisions.find_name_collision, "_submission_reader"
+    )
+
+    # Queries for lists, which may take long:
+    names_with_short_id = _query(short_ids.names_with_short_id, "_list_reader")
+    incomplete_member_ranges = _query(queries.incomplete_member_ranges, "_list_reader")
+    read_ended_members = _query(queries.read_ended_members, "_list_reader")
+
     async def load_queued_tasks(self, ask: ef.LoadQueued) -> ev.QueuedLoaded:
         """Read queued tasks of one lane with `ord > after_ord`, in order."""
         assert self._writer is not None, "the store is not open"
@@ -244,25 +282,14 @@ class Store:
                 keep_rows(stored)
             return answer
 
-        return await self._query(load)
+        return await self._readers.run_query(load)
 
     async def load_unblocked_tasks(self, ask: ef.LoadUnblocked) -> ev.UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""
         read_ages = self._ages_reader()
-        return await self._query(
+        return await self._readers.run_query(
             lambda db: load_unblocked_tasks(db, ask, read_ages(db))
         )
-
-    async def load_live_tasks(self, ask: ef.LoadLive) -> ev.LiveLoaded:
-        """Read some of the tasks whose latest attempt has not ended.
-
-        Some of them are in a final state, such as cancelled ones.
-        """
-        return await self._query(queue.load_live_tasks, ask)
-
-    async def load_tasks(self, ask: ef.LoadTasks) -> ev.TasksLoaded:
-        """Read tasks and arrays by id: the first of `ask`, at least one."""
-        return await self._query(queue.load_tasks, ask)
 
     async def read_pull_reply(
         self,
@@ -282,7 +309,7 @@ class Store:
 
         while True:
             packed = await snapshots.read_next_part(pull, bytes_max)
-            packed = packed or await self._query(entries)
+            packed = packed or await self._readers.run_query(entries)
             packed = packed or await snapshots.start(
                 pull, bytes_max, self._ages_reader()
             )
@@ -293,133 +320,42 @@ class Store:
     async def plan_compaction(self, ask: ef.PlanFloor) -> ev.FloorPlanned:
         """Find how far the compaction floor may rise."""
         read_ages = self._ages_reader()
-        return await self._query(
+        return await self._readers.run_query(
             lambda db: plan_compaction(
                 db, self._packer, ask, self._size_max(), read_ages(db)
             )
         )
 
-    async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:
-        """Read the last durable sequence number of each stream."""
-        return await self._query(read_vector)
-
-    async def stream_extents_at(
-        self, hlc: int
-    ) -> tuple[int, tuple[StreamExtent, ...], int]:
-        """Read the latest timestamp up to `hlc`, and the end of each stream then.
-
-        The third item is the digest of the retired streams, which are left out.
-        """
-        return await self._query(histories.stream_extents_at, hlc)
-
     async def read_feed_page(
         self, vector: Mapping[StreamId, int], limit: int
     ) -> FeedPage:
         """Read entries beyond `vector` from all streams, in timestamp order."""
-        return await self._query(histories.read_feed_page, self._packer, vector, limit)
-
-    async def read_task(
-        self, ref: str, parts: TaskParts = TaskParts.ALL
-    ) -> TaskRecord | None:
-        """Read the task with this id or name."""
-        return await self._query(queries.read_task, ref, parts)
-
-    async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
-        """Read the ids of the tasks with each name, oldest first.
-
-        Unused names are left out.
-        """
-        return await self._query_for_submission(task_name_collisions.ids_of, names)
-
-    async def read_tasks_by_name(
-        self, names: Sequence[str], *, is_brief: bool = False
-    ) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with each name, oldest first, without outputs.
-
-        Each may have 5 MB. With `is_brief` they have only what a list shows.
-        """
-        return await self._query_for_submission(
-            queries.read_tasks_by_name, names, is_brief=is_brief
+        return await self._readers.run_query(
+            change_feed.read_feed_page, self._packer, vector, limit
         )
-
-    async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
-        """Read the streams in which these tasks were accepted."""
-        return await self._query_for_submission(queries.streams_of_tasks, ids)
-
-    async def count_queued_tasks(self) -> int:
-        """Count the queued tasks, array members included."""
-        return await self._query_for_submission(queries.count_queued_tasks)
-
-    async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
-        """Read at most two names of tasks with this sequence number."""
-        return await self._query(short_ids.names_with_sequence, sequence)
-
-    async def names_with_short_id(self, text: str) -> tuple[str, ...]:
-        """Read at most four names of tasks that a short id may mean.
-
-        It is a number, or the first 4 to 8 hexadecimal digits of an id.
-        """
-        return await self._query_for_list(short_ids.names_with_short_id, text)
 
     async def read_display_facts(
         self, records: Sequence[TaskRecord]
     ) -> Mapping[TaskId, DisplayFacts]:
         """Read what people see of these tasks, and what their records lack."""
-        query = self._query if len(records) == 1 else self._query_for_list
-        return await query(read_display_facts, records)
-
-    async def find_name_collision(
-        self, arrays: Mapping[TaskId, ArraySpec]
-    ) -> str | None:
-        """Return the name of a task that a member of `arrays` would also have."""
-        return await self._query_for_submission(
-            task_name_collisions.find_name_collision, arrays
-        )
+        pool = self._readers if len(records) == 1 else self._list_reader
+        return await pool.run_query(read_display_facts, records)
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
-        return await self._query_for_list(
+        return await self._list_reader.run_query(
             pages.read_task_page, query, lambda: self._clock.now().mono_s
-        )
-
-    async def incomplete_member_ranges(
-        self, array: TaskId, limit: int
-    ) -> tuple[tuple[int, int], ...]:
-        """Read the positions of members that are not completed, as ranges in order."""
-        return await self._query_for_list(
-            queries.incomplete_member_ranges, array, limit
-        )
-
-    async def read_ended_members(
-        self, array: TaskId, first: int, last: int, limit: int
-    ) -> tuple[EndedMember, ...]:
-        """Read ended members at positions `first` to `last`, in order, with outputs.
-
-        There may be fewer than `limit`, but at least one, if their outputs are long.
-        """
-        return await self._query_for_list(
-            queries.read_ended_members, array, first, last, limit
         )
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read up to `limit` running attempts, and as many that ended since."""
-        return await self._query_for_list(
-            attempts.read_recent_attempts, self._packer, since_ms, limit
+        return await self._list_reader.run_query(
+            change_feed.read_recent_attempts, self._packer, since_ms, limit
         )
-
-    async def read_pending_notifications(
-        self, known: frozenset[int], limit: int
-    ) -> PendingNotifications:
-        """Find ended tasks whose notification has not been sent."""
-        return await self._query(queries.read_pending_notifications, known, limit)
-
-    async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
-        """Read one page of records, including expired ones."""
-        return await self._query(records_.read_page, query)
 
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
-        stats, writer = await self._query(queries.read_stats), self._writer
+        stats, writer = await self._readers.run_query(queries.read_stats), self._writer
         assert writer is not None, "the store is not open"
         return replace(
             stats,
@@ -429,52 +365,6 @@ class Store:
             committed_entries=writer.committed_entries,
             commit_s=writer.commit_s,
         )
-
-    async def count_failures(self, since_ms: int) -> int:
-        """Count the tasks that failed since a wall-clock time, members included.
-
-        The count has an upper bound.
-        """
-        return await self._query(queries.count_failures, since_ms)
-
-    async def read_needed_files(
-        self, state: TaskState, after: int, limit: int
-    ) -> tuple[NeededFiles, int]:
-        """Read the files that the next tasks in a state need, and where to go on.
-
-        Args:
-            state: Queued or running.
-            after: Where the last answer said to go on; 0 to begin.
-            limit: How many tasks to look at.
-
-        Returns:
-            The files, and the next value of `after`; 0 at the end.
-        """
-        return await self._query(queries.read_needed_files, state, after, limit)
-
-    async def find_forgotten(
-        self, kept: Sequence[KeptOutput]
-    ) -> tuple[Sequence[int], int]:
-        """Find outputs of tasks that the floor has deleted.
-
-        Those of an attempt that was assigned in a stream unknown here are not found,
-        nor those that ended after the floor: another node may know their task.
-
-        Returns:
-            Their indices, and the wall-clock milliseconds up to which an end counts.
-        """
-        return await self._query(queries.find_forgotten, kept)
-
-    async def count_webhooks(self, submitter: str) -> int:
-        """Count the tasks of a subject whose notification is still to be sent.
-
-        A task counts from its submission.
-        """
-        return await self._query(queries.count_webhooks, submitter)
-
-    async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
-        """Read the bytes of queued tasks by submitter, beyond so many of each task."""
-        return await self._query(queue.queued_bytes, uncounted_bytes)
 
     async def close(self) -> None:
         """Commit queued items, stop the writer and close the file.

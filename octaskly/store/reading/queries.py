@@ -153,11 +153,14 @@ def streams_of_tasks(
 def find_forgotten(
     db: sqlite3.Connection, kept: Sequence[KeptOutput]
 ) -> tuple[list[int], int]:
-    """Return the indices of outputs whose tasks are forgotten, and the floor's time.
+    """Find outputs of tasks that the floor has deleted.
 
     That a task is unknown is not enough: it may have been accepted in the other part of
     a network split that no node here remembers. So the assignment of the attempt must
     be known, and the attempt must have ended before the floor, as for a late result.
+
+    Returns:
+        Their indices, and the wall-clock milliseconds up to which an end counts.
     """
     horizon = read_meta_numbers(db).get("horizon", 0)
     before_ms = wall_ms_of(horizon) + CLOCK_ERROR_MS if horizon else 0
@@ -197,7 +200,17 @@ def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:
 def read_needed_files(
     db: sqlite3.Connection, state: TaskState, after: int, limit: int
 ) -> tuple[NeededFiles, int]:
-    """Return the files that the next tasks in a state need; see `Store`."""
+    """Return the files that the next tasks in a state need, and where to go on.
+
+    Args:
+        db: The database.
+        state: Queued or running.
+        after: Where the last answer said to go on; 0 to begin.
+        limit: How many tasks to look at.
+
+    Returns:
+        The files, and the next value of `after`; 0 at the end.
+    """
     found = db.execute(
         f"SELECT key, json_extract(options, {_INPUTS_AT})"  # noqa: S608
         " FROM tasks INDEXED BY tasks_with_options"  # Most tasks have none.
@@ -343,7 +356,10 @@ def count_failures(db: sqlite3.Connection, since_ms: int) -> int:
 
 
 def count_webhooks(db: sqlite3.Connection, submitter: str) -> int:
-    """Return the number of a subject's tasks whose notification is still to be sent."""
+    """Return the number of a subject's tasks whose notification is still to be sent.
+
+    A task counts from its submission.
+    """
     (count,) = db.execute(
         "SELECT count(*) FROM tasks INDEXED BY tasks_webhooks"
         " WHERE notify = 1 AND submitter = ?",

@@ -58,7 +58,7 @@ def load_queued_tasks(
     return answer, list(map(rows.StoredTask, found, records))
 
 
-def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:
+def read_queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:
     """Return the bytes of queued tasks by submitter, beyond so many of each task.
 
     `length` reads the size of stdin from the head of its row, not its content.
