@@ -15,7 +15,7 @@ from octaskly.core.log import merge
 from octaskly.core.log.facts import MESH_FACTS, RANGE_FACTS, Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import task_entries
-from octaskly.core.model.arrays import array_of
+from octaskly.core.model.arrays import array_of, split_member_name
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.errors import NotDispatcher
@@ -201,8 +201,8 @@ async def _next_change(wait: _TaskWait, more_s: float = 0.0) -> None:
 def _wait_keys(name: str) -> list[str]:
     """Return the keys of a wait; a member also waits for the end of its array."""
     key = task_name(TaskId(name))
-    array, dot, number = key.rpartition(".")
-    return [key, array + _ANY_MEMBER] if dot and number.isdecimal() else [key]
+    place = split_member_name(key)
+    return [key] if place is None else [key, place[0] + _ANY_MEMBER]
 
 
 def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
