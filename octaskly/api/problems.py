@@ -55,6 +55,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         closes_connection: bool = False,
         is_delayed: bool = False,
+        is_outcome_unknown: bool = False,
     ) -> None:
         super().__init__(error)
         self.status = status
@@ -65,6 +66,7 @@ class Problem(Exception):
         self.closes_connection = closes_connection
         #: Otherwise a client that ignores `Retry-After` keeps the node busy.
         self.is_delayed = is_delayed
+        self.is_outcome_unknown = is_outcome_unknown  #: the change may have been made
 
 
 # The lookup follows the class hierarchy, so a subclass needs no row of its own.
@@ -104,6 +106,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.StoreError: (500, "Database connection failure"),
     errors.ConfigError: (400, INVALID_VALUE),
 }
+_UNKNOWN_OUTCOMES = (errors.OutcomeUnknown, errors.NotDurable)
 _RETRY_AFTER_S: dict[int, int] = {
     HTTPStatus.SERVICE_UNAVAILABLE: 1,
     HTTPStatus.TOO_MANY_REQUESTS: 5,
@@ -146,8 +149,12 @@ def problem_of(error: Exception) -> Problem:
             hint="; ".join(part for part in details if part and part != text) or None,
             field=getattr(error, "field", None),
             headers=headers,
+            is_outcome_unknown=(
+                status == HTTPStatus.INTERNAL_SERVER_ERROR
+                or isinstance(error, _UNKNOWN_OUTCOMES)
+            ),
         )
-    return Problem(*_INTERNAL, hint="see the log of this node")
+    return Problem(*_INTERNAL, hint="see the log of this node", is_outcome_unknown=True)
 
 
 def status_problem(status: int, hint: str | None = None) -> Problem:

@@ -166,7 +166,8 @@ class Auditor:
 
     def record_request(self, info: RequestInfo, method: str, status: int) -> None:
         """Record an answered request if it was refused or made an audited change."""
-        is_change = method not in READ_METHODS and status < HTTPStatus.BAD_REQUEST
+        may_have_changed = status < HTTPStatus.BAD_REQUEST or info.is_outcome_unknown
+        is_change = method not in READ_METHODS and may_have_changed
         if status in REFUSED_STATUSES or (is_change and info.is_audited):
             self._record(info, method, status)
 

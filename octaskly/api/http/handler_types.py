@@ -267,10 +267,11 @@ class RequestInfo:
     forwarded_by: NodeId | None = None  #: the node that forwarded it
     tasks: Sequence[str] = ()  #: the first tasks that it created
     task_count: int = 0  #: number of tasks that it created
-    command: str | None = None  #: their distinct commands, one per line, cut
+    command: str | None = None  #: the distinct commands, one per line, cut
     is_audited: bool = False  #: its changes are recorded in the audit log
     is_administrative: bool = False  #: only admins and local users may ask for it
     is_decided_elsewhere: bool = False  #: another node answered
+    is_outcome_unknown: bool = False  #: it failed, and may have made its change
     closes_connection: bool = False  #: after the response
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's response, also of an error response."""
@@ -351,13 +352,14 @@ class Request:
         assert self.principal is not None
         return self.principal
 
+    def audit_commands(self, commands: Iterable[str]) -> None:
+        """Record what this request asks for, for the audit log."""
+        self.info.command = join_commands(commands)
+
     def audit_tasks(self, records: Sequence[TaskRecord]) -> None:
         """Record the tasks that this request created, for the audit log."""
         self.info.tasks = [record.name for record in records[:AUDITED_TASKS_MAX]]
         self.info.task_count = len(records)
-        self.info.command = join_commands(
-            record.spec.command for record in records if record.spec is not None
-        )
 
     def elapsed_s(self) -> float:
         """Return the seconds since the request arrived."""

@@ -52,6 +52,7 @@ async def submit_tasks(request: Request) -> web.StreamResponse:
     if request.query.flag("fail_fast"):
         drafts = [structs.replace(draft, is_fail_fast=True) for draft in drafts]
     key = query.idempotency_key(request.http_request.headers.get("Idempotency-Key"))
+    request.audit_commands(draft.command for draft in drafts)
     records, replicas = await request.gateway.submit_tasks(
         drafts,
         principal=request.authenticated_principal,
@@ -239,6 +240,8 @@ async def retry_task(request: Request) -> web.StreamResponse:
         ref, principal=request.authenticated_principal
     )
     request.audit_tasks([record])
+    if record.spec is not None:
+        request.audit_commands([record.spec.command])
     body = task_response.encode(task_response.repeated(record, replicas))
     response = json_response(body, HTTPStatus.CREATED)
     response.headers[REPLICAS_HEADER] = str(replicas)

@@ -125,6 +125,7 @@ class RequestLifecycle:
     def to_problem(self, error: Exception, info: RequestInfo) -> Problem:
         """Return the problem of an exception; report an unexpected exception."""
         problem = problem_of(error)
+        info.is_outcome_unknown = problem.is_outcome_unknown
         is_unexpected = problem.status == HTTPStatus.INTERNAL_SERVER_ERROR
         if is_unexpected and self._on_unexpected_error is not None:
             self._on_unexpected_error(info.id, error)

@@ -845,3 +845,15 @@ async def test_long_text_of_strangers_is_truncated_in_the_audit_log() -> None:
 
         (deed,) = node.gateway.audit.deeds
         assert deed.target == "\x01" * 160
+
+
+async def test_a_submission_with_an_unknown_outcome_is_audited() -> None:
+    """No standby acknowledges a strict one, but this node may have accepted it."""
+    async with api_node() as node:
+        path = "/api/v1/tasks?durability=strict"
+        refused = await node.ask("POST", path, headers=CLIENT, body={"command": "make"})
+        await node.server.auditor.flush()
+
+        (deed,) = node.gateway.audit.deeds
+    assert_problem(refused, 503, "No standby keeps a copy")
+    assert (deed.status, deed.command) == (503, "make")

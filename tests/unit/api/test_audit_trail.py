@@ -78,6 +78,7 @@ class Desk:
         command: str | None = None,
         is_administrative: bool = False,
         is_elsewhere: bool = False,
+        is_outcome_unknown: bool = False,
     ) -> None:
         for _ in range(times):
             seen = RequestInfo("r", 0.0)
@@ -87,6 +88,7 @@ class Desk:
             seen.target, seen.command = target, command
             seen.is_administrative = is_administrative
             seen.is_decided_elsewhere = is_elsewhere
+            seen.is_outcome_unknown = is_outcome_unknown
             self.auditor.record_request(seen, method, status)
 
     async def written(self) -> list[AuditEntry]:
@@ -134,6 +136,17 @@ async def test_requests_without_changes_are_not_recorded(
     desk.ask(status, method=method)
 
     assert await desk.written() == []
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_request_that_may_have_made_its_change_is_recorded(
+    desk: Desk, status: int
+) -> None:
+    """Its client was told that nobody knows."""
+    desk.ask(status, command="make", is_outcome_unknown=True)
+
+    (entry,) = await desk.written()
+    assert (entry.status, entry.command) == (status, "make")
 
 
 @pytest.mark.parametrize("status", [401, 403])
