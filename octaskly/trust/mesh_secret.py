@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -352,7 +353,7 @@ def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecr
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no mesh secret at {path}",
-            hint=f"octaskly secret new > {path}",
+            hint=f"(umask 077; octaskly secret new > {shlex.quote(str(path))})",
         ) from error
     try:
         return parse_secret(data.decode("ascii"))

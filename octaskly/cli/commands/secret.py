@@ -17,17 +17,16 @@ if TYPE_CHECKING:
     from octaskly.trust import MeshSecret
 
 
-@click.group(epilog="Example: octaskly secret new > mesh.key")
+@click.group(epilog="Example: (umask 077; octaskly secret new > mesh.key)")
 def secret() -> None:
     """Create the secret that all nodes of a mesh share."""
 
 
-@secret.command("new", epilog="Example: octaskly secret new > mesh.key")
+@secret.command("new", epilog="Example: (umask 077; octaskly secret new > mesh.key)")
 def new_secret() -> None:
     """Print a new mesh secret, and nothing else.
 
-    Store it in a file on each machine that only the agent's user can read:
-    octaskly secret new > mesh.key; chmod 600 mesh.key
+    Store it in a file on each machine that only the agent's user can read.
     """
     # Imported here and below, because importing cryptography slows other commands.
     from octaskly.trust import generate_secret  # noqa: PLC0415
