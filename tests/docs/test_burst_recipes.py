@@ -140,6 +140,23 @@ def test_ssh_recipe_takes_the_first_machine_without_a_visitor(programs: Path) ->
     assert third.stderr == "each of these machines has a visitor: pc1 pc2\n"
 
 
+def test_ssh_recipe_keeps_its_locks_where_only_this_user_writes(
+    programs: Path,
+) -> None:
+    """In a folder that everybody may make, they could be links to files of the user."""
+    put(programs, "ssh", "true")
+    home = {"HOME": str(programs), "XDG_RUNTIME_DIR": ""}
+
+    done = subprocess.run(
+        [str(RECIPES / "ssh-visitor"), AGENT, "pc1"],
+        env={**environ(programs), **home},
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert (programs / ".cache/octaskly-burst/pc1").exists()
+
+
 @pytest.mark.parametrize("end", ["", "1796050800"])
 def test_slurm_recipe_uses_the_allocation(programs: Path, end: str) -> None:
     """Its processors, and its time, if it has an end."""
