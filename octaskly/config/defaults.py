@@ -35,6 +35,7 @@ BODY_S = 10
 BODIES_BYTES_MIN = 32 << 20  #: size of the largest body
 STALL_S = 30
 DEADLINE_S_MAX = 3600
+PERIOD_S_MAX = 36_500 * 86_400  #: a century, so its end has a year of four digits
 HANDSHAKES_MAX = 64
 HANDSHAKES_PER_ADDRESS = 8
 HANDSHAKE_S = 5

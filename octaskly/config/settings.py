@@ -26,6 +26,7 @@ from octaskly.config.value_types import (
 from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
 
 _TIME = Amount("T", SECONDS, minimum=1, maximum=defaults.DEADLINE_S_MAX)
+_PERIOD = Amount("T", SECONDS, minimum=1, maximum=defaults.PERIOD_S_MAX)
 _COUNT = Amount(minimum=1, maximum=defaults.COUNT_MAX)
 _PORT = Amount("PORT", maximum=defaults.PORT_MAX)
 _FOLDER = PathValue("DIR", "the path of a folder", r".+")
@@ -353,7 +354,7 @@ class AgentOptions(LimitOptions):
     )
     retention_s: int = setting(
         "--retention",
-        Amount("T", SECONDS, minimum=1),
+        _PERIOD,
         "the dispatcher forgets tasks that ended so long ago",
         default=defaults.RETENTION_S,
         details="on all nodes ([details](../explanation/log.md#the-floor)); the "
@@ -458,14 +459,14 @@ class AgentOptions(LimitOptions):
     )
     rotate_within_s: int = setting(
         "--rotate-within",
-        Amount("T", SECONDS, minimum=1),
+        _PERIOD,
         "the dispatcher waits so long for nodes to learn a new mesh secret",
         default=86_400,
         details="the dispatcher's setting counts",
     )
     keep_old_secret_s: int = setting(
         "--keep-old-secret",
-        Amount("T", SECONDS, minimum=1),
+        _PERIOD,
         "the dispatcher accepts the old secret so long after a rotation",
         default=7 * 86_400,
         details="the dispatcher's setting counts",

@@ -171,6 +171,10 @@ NODE_NAMES = "A-Z, a-z, 0-9, dots and dashes only, at most 63"
         ({"gpus": tuple(map(str, range(65)))}, "--gpu '65 values': at most 64"),
         ({"labels": ("a=1", "a=2")}, "--label a: each once"),
         ({"slots": "0"}, "--slots 0: a whole number, from 1 to 4096"),
+        (
+            {"retention_s": "36501d"},
+            "--retention 36501d: a time like 90, 15m, 24h or 7d, from 1s to 36500d",
+        ),
         ({"join": ("[::1]:70000",)}, "--join '[::1]:70000': HOST"),
         ({"join": ("pi4..local",)}, "--join pi4..local: HOST"),
         (
