@@ -238,10 +238,10 @@ def _tcp(symptoms: Symptoms) -> Iterator[Finding]:
                 "listens there"
             )
             hint = "octaskly service status    there"
-        elif each.reachability and "silent" in (
+        elif each.reachability and {
             each.reachability.peer_port,
             each.reachability.lan_port,
-        ):
+        } != {"reached"}:
             says = (
                 f"{each.name} cannot connect to this machine: a firewall here blocks it"
             )

@@ -13,7 +13,7 @@ from octaskly.cli.doctor import probes
 from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
-from octaskly.rest.mesh import Checkup, FileStoreUsage, NodeInfo
+from octaskly.rest.mesh import Checkup, FileStoreUsage, NodeInfo, Reach
 from octaskly.runner.output.output_archive import RESERVE_BYTES
 from octaskly.store.store import FREE_BYTES_MIN
 from octaskly.trust import generate_secret
@@ -254,3 +254,21 @@ def test_visitors_are_no_nodes_to_connect_to() -> None:
     targets = probes._probe_targets((), [guest, member], (), SECRET, skip="")
 
     assert [target.node.name for target in targets] == ["ash"]
+
+
+@pytest.mark.parametrize("answer", ["silent", "refused"])
+def test_a_member_that_cannot_connect_here_is_a_fault(answer: str) -> None:
+    """Some firewalls drop a connection, others refuse it."""
+    reach = Reach(peer_port=answer, lan_port="reached")
+    member = replace(
+        of_mesh("10.0.0.2:7878"),
+        name="ash",
+        is_member=True,
+        probe_result="reached",
+        reachability=reach,
+    )
+
+    finding = found(replace(OUTSIDER, probed_nodes=(member,)))["tcp"]
+
+    assert finding.status is FindingStatus.FAULT
+    assert finding.says.startswith("ash cannot connect to this machine")
