@@ -415,7 +415,7 @@ async def test_waiting_task_gets_another_priority(
     await field.press("Enter")
 
     await expect(page.get_by_role("dialog")).to_have_count(0)
-    await expect(page.locator("dd", has_text="-7")).to_be_visible()
+    await expect(page.get_by_text("-7", exact=True)).to_be_visible()
     assert task_of(mesh[0], task)["priority"] == -7
     assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
 
