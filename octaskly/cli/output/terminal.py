@@ -125,8 +125,7 @@ def print_line(*parts: str | Styled, is_error: bool = False, end: str = "\n") ->
     colour = has_colour(is_error=is_error)
     # Styles contain no newline, so this replaces those of the text alone.
     text = _join_lines(format_text(*parts, has_colour=colour))
-    with _no_progress():
-        click.echo(text + end, nl=False, err=is_error)
+    _print(text + end, is_error=is_error)
 
 
 def print_text(*parts: str | Styled, is_error: bool = False) -> None:
@@ -135,13 +134,12 @@ def print_text(*parts: str | Styled, is_error: bool = False) -> None:
     Only for text whose lines no other user chose, or that is indented.
     """
     colour = has_colour(is_error=is_error)
-    with _no_progress():
-        click.echo(format_text(*parts, has_colour=colour), err=is_error)
+    _print(format_text(*parts, has_colour=colour) + "\n", is_error=is_error)
 
 
 def print_exact(text: str) -> None:
     """Print text for a program: exact, but harmless on a terminal."""
-    click.echo(printable(text) if is_terminal() else text)
+    _print((printable(text) if is_terminal() else text) + "\n", is_error=False)
 
 
 def print_json_body(body: bytes) -> None:
@@ -154,22 +152,27 @@ def print_json_body(body: bytes) -> None:
 
 def write_output(stream: str, data: bytes) -> None:
     """Write output of a task, byte for byte, on `stdout` or `stderr`."""
-    text = _stream(is_error=stream == "stderr")
     with _no_progress():
-        _write_all(text, data)
+        _write_all(_stream(is_error=stream == "stderr"), data)
+
+
+def _print(text: str, *, is_error: bool) -> None:
+    stream = _stream(is_error=is_error)
+    with _no_progress():
+        _write_all(stream, text.encode(stream.encoding, stream.errors or "strict"))
 
 
 def _write_all(text: TextIO, data: bytes) -> None:
     """Write bytes to a stream; raise OSError if it does not take all of them."""
     text.flush()
+    # A buffer would not say how much it wrote when a pipe does not block.
+    file = getattr(text.buffer, "raw", text.buffer)
     rest = memoryview(data)
     while rest:
-        # Without a buffer, as by PYTHONUNBUFFERED, a part may be written, or nothing.
-        written = text.buffer.write(rest)
+        written = file.write(rest)
         if not written:
             select.select((), (text,), ())
         rest = rest[written or 0 :]
-    text.buffer.flush()
 
 
 class ProgressLine:

@@ -13,8 +13,9 @@ from octaskly.cli.output import terminal
 from octaskly.cli.output.terminal import ProgressLine, _write_all
 
 
-def test_an_unbuffered_stream_gets_every_byte() -> None:
-    """As with PYTHONUNBUFFERED, on a pipe that is shared with a program like node."""
+@pytest.mark.parametrize("buffering", [0, -1], ids=["PYTHONUNBUFFERED", "buffered"])
+def test_a_stream_that_does_not_block_gets_every_byte(buffering: int) -> None:
+    """As a pipe that is shared with a program like node."""
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
     data = bytes(range(256)) * 4096
@@ -26,7 +27,7 @@ def test_an_unbuffered_stream_gets_every_byte() -> None:
 
     reader = threading.Thread(target=receive)
     reader.start()
-    raw: Any = os.fdopen(writes, "wb", buffering=0)
+    raw: Any = os.fdopen(writes, "wb", buffering=buffering)
     with io.TextIOWrapper(raw, write_through=True) as text:
         _write_all(text, data)
     reader.join()
@@ -53,3 +54,31 @@ def test_a_reader_that_pauses_stops_no_progress(
     line.show("1 of 2")
     has_shown.set()
     writer.join()
+
+
+def test_a_line_is_whole_on_a_stream_that_takes_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As PYTHONUNBUFFERED on a pipe that does not block, or on a disk that is full."""
+
+    class Part(io.RawIOBase):
+        """Takes 3 bytes at a time."""
+
+        taken = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.taken += bytes(data[:3])
+            return len(data[:3])
+
+    part: Any = Part()
+    monkeypatch.setattr(
+        "sys.stdout", io.TextIOWrapper(part, "utf-8", write_through=True)
+    )
+
+    terminal.print_line("ready: ü")
+    terminal.print_exact("task-1")
+
+    assert part.taken.decode() == "ready: ü\ntask-1\n"
