@@ -26,7 +26,7 @@ SETTLE_S: Final = 2.0  #: after a visitor joined, which takes some of the tasks
 PROVEN_S: Final = 5.0  #: a run that takes longer is one that stays, as `ssh` does
 RETRY_S: Final = 10.0  #: after a failure; twice as long after each further one
 RETRY_S_MAX: Final = 600.0
-GONE_S: Final = 5.0  #: a visitor may be missing during a failover
+GONE_S: Final = 10.0  #: polls may lack a visitor until it reaches a new dispatcher
 ADMITTED_S: Final = 60.0  #: from the use of an invite until the visitor is a node
 OVERDUE_S: Final = 600.0  #: of a request; twice as long after each further one
 OVERTAKEN_S: Final = 60.0  #: the same, once the visitor of a later run has joined
@@ -177,6 +177,7 @@ class _Run:
     visitor: Visitor | None = None  #: as last seen
     joined_s: float | None = None
     seen_s: float | None = None  #: last time; first the time of its admission
+    missing_s: float | None = None  #: since when polls lack its visitor
     has_worked: bool = False
     overtaken_s: float | None = None  #: since when the visitor of a later run is there
     is_overdue: bool = False  #: it takes no place, but its visitor may still come
@@ -310,10 +311,9 @@ class BurstPolicy:
         """Note who joined and left, and which requests have expired."""
         actions: list[Action] = []
         for number, visitor in poll.visitors.items():
-            if not 0 < number <= self._last_run:
+            run = self._runs.get(number)
+            if run is None:
                 continue
-            # It may have been taken for gone during a long failover.
-            run = self._runs.setdefault(number, _Run(now_s, is_running=False))
             if run.visitor is None:
                 actions.append(Joined(number, visitor))
                 self._joined_s, self._failures = now_s, 0
@@ -321,10 +321,14 @@ class BurstPolicy:
                 self._overdue_s, self._is_absence_reported = OVERDUE_S, False
                 run.joined_s, run.is_overdue = now_s, False
                 self._note_overtaken(number, now_s)
-            run.visitor, run.seen_s = visitor, now_s
+            run.visitor, run.seen_s, run.missing_s = visitor, now_s, None
         for number, run in tuple(self._runs.items()):
             if number in poll.admitted and run.seen_s is None:
                 run.seen_s, run.is_overdue = now_s, False
+            is_missing = run.seen_s is not None and number not in poll.visitors
+            if is_missing and run.missing_s is None:
+                # Not since it was seen: during a failover, a poll may take long.
+                run.missing_s = now_s
             if number in poll.worked:
                 run.has_worked, self._idle_visits, self._short_visits = True, 0, 0
             actions += self._end_run(
@@ -347,7 +351,8 @@ class BurstPolicy:
                 return []
             del self._runs[number]
             return [Withdraw(number)]
-        if now_s - run.seen_s < (ADMITTED_S if run.visitor is None else GONE_S):
+        missing_s_max = ADMITTED_S if run.visitor is None else GONE_S
+        if run.missing_s is None or now_s - run.missing_s < missing_s_max:
             return []
         del self._runs[number]
         if not run.has_worked and self.waiting:
