@@ -160,10 +160,6 @@ def _defer_interrupts() -> Iterator[None]:
 
 
 def _start(folder: Path, name: str, workdir: Path) -> DemoAgent:
-    from octaskly.trust import create_secret_file  # noqa: PLC0415  slow import
-
-    # Create the secret first, as in `run_agents`.
-    create_secret_file(folder / "mesh.key")
     state, log = folder / name, folder / f"{name}.log"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
     environ["CONFIGURATION_DIRECTORY"] = str(folder)  # No settings file is there.
