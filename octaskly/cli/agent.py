@@ -223,16 +223,16 @@ def parse_until(text: str) -> int:
     """
     now = datetime.now().astimezone()
     seconds = SECONDS.parse(text)
-    if seconds:
-        return int((now.timestamp() + seconds) * 1000)
     try:
-        if _CLOCK.fullmatch(text):
+        if seconds:
+            at = now + timedelta(seconds=seconds)
+        elif _CLOCK.fullmatch(text):
             hour, minute = map(int, text.split(":"))
             at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
             at = at if at > now else at + timedelta(days=1)
         else:
             at = datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.UsageError(
             f"--until {text!r} is not a time such as 16:40, 2026-12-24T16:40 or 2h"
         ) from None

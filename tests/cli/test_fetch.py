@@ -409,7 +409,7 @@ def test_fetch_names_the_outputs_that_a_failed_task_did_not_make(
 
 
 def test_fetch_explains_why_there_is_nothing(agent: DemoAgent, home: Path) -> None:
-    """A task that runs, one without outputs, and one that is unknown."""
+    """A task that runs, those without outputs, and one that is unknown."""
     runs = octaskly(
         agent, home, "submit", "--out", "x", "--", "sleep 100"
     ).stdout.strip()
@@ -417,12 +417,16 @@ def test_fetch_explains_why_there_is_nothing(agent: DemoAgent, home: Path) -> No
     octaskly(agent, home, "cancel", "--force", runs)
     octaskly(agent, home, "run", "--", "true")
     none = octaskly(agent, home, "fetch", "last")
+    octaskly(agent, home, "map", "--", "true", ":::", "1", "2")
+    empty = octaskly(agent, home, "fetch", "last")
     unknown = octaskly(agent, home, "fetch", "no-such")
 
     assert early.returncode == 1
     assert "Task has not ended" in early.stderr
     assert none.returncode == 1
     assert "has no declared outputs" in none.stderr
+    assert empty.returncode == 1
+    assert "has outputs" in empty.stderr
     assert unknown.returncode == 3
     assert texts_in(home) == {}
 

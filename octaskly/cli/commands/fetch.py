@@ -105,6 +105,11 @@ def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
         for member in list(client.iterate(flow))
     ]
     kept = [member for member in members if any(o.path for o in member.outputs)]
+    if not kept and task.is_final:
+        raise MeshError(
+            f"no member of {task.id} has outputs",
+            hint="octaskly map --out PATH -- CMD    declares one",
+        )
     _check_distinct(kept)
     return kept
 

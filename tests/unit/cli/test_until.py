@@ -15,6 +15,7 @@ from octaskly.cli.agent import parse_until
     [
         *("2020-01-01", "2020-01-01T00:00Z", "0001-01-01T00:00"),  # The past.
         *("0", "0s", "-1h", "25:99", "", "tomorrow", "1e400", "9" * 99 + "d"),
+        *("9" * 18 + "d", "9999999d"),  # No clock can show these.
         "2099-12-24T16:40+99:00",
     ],
 )
