@@ -103,4 +103,7 @@ class TokenRegistry(Protocol):
         """
 
     def is_valid(self, principal: Principal) -> bool:
-        """Return True if the token of `principal` is neither expired nor revoked."""
+        """Return True if the token of `principal` has neither expired nor been revoked.
+
+        That of a page has not expired while the page renews it on this node.
+        """

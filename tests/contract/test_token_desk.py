@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -226,6 +227,25 @@ async def test_a_dashboard_token_is_short_and_renewed_under_its_id(
     assert renewed.expires_ms is not None
     assert renewed.issued_ms is not None
     assert renewed.expires_ms - renewed.issued_ms == SESSION_S * 1000
+
+
+async def test_a_long_request_outlives_the_dashboard_token_that_began_it(
+    signed: Signed,
+) -> None:
+    """An upload or a download takes as long as it takes while its page is renewed."""
+    desk = signed.desk
+    token, info = desk.issue_session_token(
+        subject="ana", role="client", node=NodeId("n")
+    )
+    began = replace(desk.verify(token), expires_ms=1)
+    assert not desk.is_valid(began)
+
+    desk.renew_session_token(began)
+    is_valid_when_renewed = desk.is_valid(began)
+    await desk.revoke(info.id, by="ana")
+
+    assert is_valid_when_renewed
+    assert not desk.is_valid(began)
 
 
 async def test_a_dashboard_session_ends_after_half_a_day(desk: TokenRegistry) -> None:

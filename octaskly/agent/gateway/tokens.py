@@ -72,6 +72,8 @@ class TokenService:
         self._clock = clock
         self._require_dispatcher = require_dispatcher
         self._revoked: dict[str, Recorded] = {}
+        self._renewed_until_ms: dict[str, int] = {}
+        """By token id, when the latest token that a page got here expires."""
         self._issue_lock = asyncio.Lock()
         records.subscribe(TOKEN_REVOKED, self._on_revocation)
 
@@ -97,9 +99,16 @@ class TokenService:
         )
 
     def is_valid(self, principal: Principal) -> bool:
-        """Return True if a token is not expired, revoked or of a retired generation."""
+        """Return True if a token is not expired, revoked or of a retired generation.
+
+        A long request of a page, such as an upload, began with a token that the page
+        has renewed since.
+        """
         expires_ms, generation = principal.expires_ms, principal.generation
-        is_over = expires_ms is not None and expires_ms <= self._now_ms()
+        renewed_ms = self._renewed_until_ms.get(principal.token or "", 0)
+        is_over = (
+            expires_ms is not None and max(expires_ms, renewed_ms) <= self._now_ms()
+        )
         if generation is not None and self._signer is not None:
             is_over = is_over or self._signer.is_generation_retired(generation)
         return not is_over and principal.token not in self._revoked
@@ -164,9 +173,16 @@ class TokenService:
         if is_older or self._now_ms() // 1000 >= opened_s + SESSION_S_MAX:
             raise TrustError(SESSION_EXPIRED, hint="open the page again: octaskly open")
         opened = SessionOrigin(node, opened_s)
-        return self._session_token(
+        token, info = self._session_token(
             principal.subject, principal.role, principal.token, opened
         )
+        now_ms = self._now_ms()
+        self._renewed_until_ms = {
+            jti: until_ms
+            for jti, until_ms in self._renewed_until_ms.items()
+            if until_ms > now_ms
+        } | {info.id: (info.expires_ms or 0) + LEEWAY_S * 1000}
+        return token, info
 
     def _session_token(
         self, subject: str, role: str, jti: str, origin: SessionOrigin
