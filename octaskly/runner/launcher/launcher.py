@@ -86,13 +86,7 @@ class Launcher:
         slots = int(str(settings["slots"]))
         limits = DescriptorLimits.for_slots(slots)
         limits.raise_own()
-        self._spawn_context = SpawnContext(
-            limits=limits,
-            workdir=str(settings["workdir"]),
-            node=str(settings["node"]),
-            output_bytes_max=int(str(settings["output_bytes_max"])),
-            has_ctype=bool(settings["has_ctype"]),
-        )
+        self._spawn_context = _spawn_context(settings, limits)
         # The agent's own umask is stricter, because of its secrets.
         os.umask(int(str(settings["umask"])))
         self._transcript_bytes_max = int(str(settings["transcript_bytes_max"]))
@@ -418,6 +412,18 @@ class Launcher:
                 child.detail = "processes of this task could not be killed"
             self._slots.release_slot(child.slot, is_empty=is_gone)
             self._outbox.add_end(child)
+
+
+def _spawn_context(
+    settings: dict[str, object], limits: DescriptorLimits
+) -> SpawnContext:
+    return SpawnContext(
+        limits=limits,
+        workdir=str(settings["workdir"]),
+        node=str(settings["node"]),
+        output_bytes_max=int(str(settings["output_bytes_max"])),
+        has_ctype=bool(settings["has_ctype"]),
+    )
 
 
 def raise_oom_score() -> None:

@@ -66,7 +66,7 @@ def read_task_page(
     if query.after is None:
         found = _read_keys(db, query, map(_keys_of_block, place.blocks), place.skip)
     else:
-        parts = _parts(db, query, _keys_after(query, keys, _key_of(db, query.after)))
+        parts = _parts(db, query, _rest_of(db, query, keys))
         found = _read_keys(db, query, (part for part, _ in parts))
     return TaskListPage(_read_shown(db, query, found), place.total)
 
@@ -148,10 +148,7 @@ def _search(
     found: list[int] = []
     left, last, is_over = 0, -1, False
     size = SEARCH_ROWS
-    tasks = _TASK_KEYS
-    if query.after is not None:
-        tasks = _keys_after(query, tasks, _key_of(db, query.after))
-    for block, n in _parts(db, query, tasks):
+    for block, n in _parts(db, query, _rest_of(db, query, _TASK_KEYS)):
         keys = block
         while keys[0] <= keys[1] and not is_over:
             began_s = now_s()
@@ -228,6 +225,13 @@ def _key_of(db: sqlite3.Connection, task: TaskId) -> int:
     if found is None:  # It may be a member without a row.
         found = member_ranges.keys_of_members(db, [task])
     return found[0] if found else 0
+
+
+def _rest_of(db: sqlite3.Connection, query: TaskQuery, keys: Keys) -> Keys:
+    """Return the part of a key range after the task that the query begins after."""
+    if query.after is None:
+        return keys
+    return _keys_after(query, keys, _key_of(db, query.after))
 
 
 def _parts(
