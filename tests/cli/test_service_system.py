@@ -242,6 +242,22 @@ def test_service_of_a_package_is_shown_and_left_to_it(machine: Machine) -> None:
     assert "sudo apt remove octaskly" in removed.stderr
 
 
+def test_tasks_may_make_namespaces_with_the_drop_in(machine: Machine) -> None:
+    """Also a /proc of their own, without which bubblewrap and containers do not run."""
+    folder = f"{UNIT}.d"
+    drop_in = ROOT / "systemd" / "drop-ins" / "bwrap.conf"
+    with installed(machine):
+        machine.run("sh", "-c", f"mkdir {folder}; cp {drop_in} {folder}")
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "octaskly")
+        ran = machine.run(
+            PROGRAM, "run", "--", "unshare --user --map-root-user --mount-proc -pf true"
+        )
+        machine.run("rm", "-r", folder)
+
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_service_has_no_port_that_changes(machine: Machine) -> None:
     """Nobody could hold it between two starts."""
     refused = machine.run(PROGRAM, "service", "install", "--system", "--api-port", "0")
