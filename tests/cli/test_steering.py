@@ -86,6 +86,16 @@ def test_a_wait_for_a_drain_ends_when_it_is_undone(api: Api, octaskly: Run) -> N
     assert "error: pi4 accepts tasks again" in done.stderr.decode()
 
 
+def test_a_wait_for_a_paused_node_is_an_error(api: Api, octaskly: Run) -> None:
+    """Its frozen tasks do not end."""
+    api.left, api.steered = 2, "paused"
+    done = octaskly("drain", "pi4", "--wait")
+
+    assert done.returncode == 1
+    assert "error: pi4 is paused, so its tasks do not end" in done.stderr.decode()
+    assert "hint: octaskly resume pi4" in done.stderr.decode()
+
+
 def test_an_order_to_an_unknown_node_is_an_error(api: Api, octaskly: Run) -> None:
     """Exit code 3, and the command that lists the nodes."""
     api.refuse = lambda _method, _path: (404, {})

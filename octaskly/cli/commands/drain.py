@@ -115,8 +115,13 @@ def _count_tasks(node: NodeInfo) -> str:
 
 
 def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
-    """Wait until a drained node runs nothing; raise if somebody ends the drain."""
+    """Wait until a drained node runs nothing; raise if that will not come about."""
     while node.running:
+        if node.state == "paused":
+            raise MeshError(
+                f"{node.name} is paused, so its tasks do not end",
+                hint=f"octaskly resume {node.name}    then drain it again",
+            )
         time.sleep(POLL_S)
         with context.connect() as client:
             node = client.send_and_decode(
