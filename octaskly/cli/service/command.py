@@ -310,7 +310,7 @@ def _remove_units(
     units = [UNIT]
     if unit_files.socket_path(scope, context.environ).exists():
         units.insert(0, SOCKET_UNIT)  # Else a request could start the service again.
-    systemd.systemctl_or_raise("disable", "--now", *units, timeout_s=150.0)
+    systemd.systemctl_or_raise("disable", "--now", *units, timeout_s=None)
     for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
         draft.path.unlink(missing_ok=True)
     systemd.systemctl_or_raise("daemon-reload")

@@ -22,7 +22,6 @@ SYSTEMD_RUN_DIR = Path("/run/systemd/system")
 """Exists if and only if systemd runs, see sd_booted(3)."""
 UNIT = "octaskly.service"
 SOCKET_UNIT = "octaskly.socket"  #: holds the port of the API
-START_S_MAX = 150.0  #: systemd limits a start to 90 s, and the stop before to 60 s
 CALL_S_MAX = 30.0
 
 
@@ -76,11 +75,19 @@ class Systemd:
         if said.exit_code != 0:
             self._raise_no_manager(said)
 
-    def systemctl(self, *words: str, timeout_s: float = CALL_S_MAX) -> CommandResult:
-        """Run systemctl for this scope."""
+    def systemctl(
+        self, *words: str, timeout_s: float | None = CALL_S_MAX
+    ) -> CommandResult:
+        """Run systemctl for this scope.
+
+        Starts and stops take `timeout_s` None: systemd limits them, and waits for an
+        agent that may drain for up to a day.
+        """
         return self._run("systemctl", f"--{self.scope.value}", *words, limit=timeout_s)
 
-    def systemctl_or_raise(self, *words: str, timeout_s: float = CALL_S_MAX) -> None:
+    def systemctl_or_raise(
+        self, *words: str, timeout_s: float | None = CALL_S_MAX
+    ) -> None:
         """Run systemctl and require success.
 
         Raises:
@@ -98,7 +105,7 @@ class Systemd:
     def stop_units(self) -> None:
         """Stop the service and its socket; a request would start it again."""
         # The socket first, so that no request starts the service in between.
-        self.systemctl("stop", SOCKET_UNIT, UNIT, timeout_s=START_S_MAX)
+        self.systemctl("stop", SOCKET_UNIT, UNIT, timeout_s=None)
 
     def start_unit(self, verb: str) -> None:
         """Start or restart the service; return once its agent is ready.
@@ -106,7 +113,7 @@ class Systemd:
         Raises:
             SystemdFailed: the service does not start.
         """
-        said = self.systemctl(verb, UNIT, timeout_s=START_S_MAX)
+        said = self.systemctl(verb, UNIT, timeout_s=None)
         if said.exit_code != 0:
             tail = self._last_journal_lines() or said.stderr
             failure = SystemdFailed(
@@ -177,7 +184,7 @@ class Systemd:
         )
         raise error from _ProgramOutput(said.stderr)
 
-    def _run(self, *words: str, limit: float) -> CommandResult:
+    def _run(self, *words: str, limit: float | None) -> CommandResult:
         try:
             done = subprocess.run(  # noqa: S603  the words are ours
                 words,
@@ -191,8 +198,8 @@ class Systemd:
             )
         except FileNotFoundError:
             return CommandResult(127, "", f"{words[0]} is not installed")
-        except subprocess.TimeoutExpired:
-            return CommandResult(124, "", f"no answer within {limit:.0f} s")
+        except subprocess.TimeoutExpired as error:
+            return CommandResult(124, "", f"no answer within {error.timeout:.0f} s")
         return CommandResult(done.returncode, done.stdout, done.stderr.strip())
 
 
