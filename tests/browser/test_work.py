@@ -64,6 +64,23 @@ ESCAPE_THEN = """async (key) => {
     dispatchEvent(new KeyboardEvent("keydown", { key }));
 }"""
 
+#: Folders are listed when the test says so, as on a slow disk.
+SLOW_FOLDERS = """() => {
+    const { prototype } = DataTransferItem;
+    const { webkitGetAsEntry } = prototype;
+    const begun = new Promise((begin) => (window.listFolders = begin));
+    prototype.webkitGetAsEntry = function () {
+        const entry = webkitGetAsEntry.call(this);
+        const { createReader } = entry;
+        entry.createReader = function () {
+            const reader = createReader.call(this);
+            const read = (...hear) => begun.then(() => reader.readEntries(...hear));
+            return { readEntries: read };
+        };
+        return entry;
+    };
+}"""
+
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(guest: Visitor, mesh: list[Agent]) -> Page:
@@ -274,6 +291,31 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     await download_each(page)
     await page.get_by_role("link", name="Edit and submit again").click()
     await expect(files).to_contain_text("files of the original task are sent along")
+
+
+async def test_no_dropped_file_is_left_out(page: Page, tmp_path: Path) -> None:
+    """Neither what was added while a folder is read, nor the folder."""
+    folder, note = tmp_path / "folder", tmp_path / "note.txt"
+    folder.mkdir()
+    (folder / "inner.txt").write_text("inside\n")
+    note.write_text("a note\n")
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    files = form.get_by_role("region", name="Files to send along")
+    button = form.get_by_role("button", name="Submit")
+    await form.get_by_label("Command").fill("cat note.txt folder/inner.txt")
+    await page.evaluate(SLOW_FOLDERS)
+
+    await drop(page, folder)
+    await expect(files).to_contain_text("Reading folders")
+    await drop(page, note)
+    await expect(files).to_contain_text("1 file,")
+    await expect(button).to_be_disabled()
+    await page.evaluate("listFolders()")
+    await button.click()
+
+    await expect(page.get_by_role("log")).to_contain_text("a note")
+    await expect(page.get_by_role("log")).to_contain_text("inside")
 
 
 async def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(

@@ -10,26 +10,29 @@ const NAMES_SHOWN = 200;
 
 /**
  * Files and folders to send along; dropped anywhere on the page, or chosen.
- * @param {{tree: object, kept: object|null, change: (tree: object) => void, drop: () => void, isBusy: boolean}} props
- *   `kept` is the tree of the task that is edited, and `drop` lets go of it.
+ * @param {{tree: object, kept: object|null, change: (tree: object) => void, drop: () => void, isBusy: boolean, isReading: boolean, reading: (more: number) => void}} props
+ *   `kept` is the tree of the task that is edited, and `drop` lets go of it; `reading`
+ *   counts what is being read.
  */
-export function Sending({ tree, kept, change, drop, isBusy }) {
+export function Sending({ tree, kept, change, drop, isBusy, isReading, reading }) {
   const [problem, setProblem] = useState(null);
-  const [isReading, setReading] = useState(false);
   const [isOver, setOver] = useState(false);
   const files = useRef(null);
   const folder = useRef(null);
   const latest = useRef(null);
   const add = async (made) => {
     setProblem(null);
-    setReading(true);
+    reading(1);
     try {
-      change(joined(latest.current.tree, await made));
+      const more = await made;
+      // Others may have been added meanwhile, and not been drawn yet.
+      latest.current.tree = joined(latest.current.tree, more);
+      change(latest.current.tree);
     } catch (wrong) {
       if (!(wrong instanceof Unsendable)) throw wrong;
       setProblem(wrong);
     } finally {
-      setReading(false);
+      reading(-1);
     }
   };
   latest.current = { tree, add, isBusy };

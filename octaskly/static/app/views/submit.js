@@ -28,11 +28,13 @@ function Form({ query }) {
   const [wrong, setWrong] = useState(null);
   const [isBusy, setBusy] = useState(false);
   const [tree, setTree] = useState(noTree);
+  const [readings, setReadings] = useState(0); //: dropped folders that are being read
   const [sent, setSent] = useState(null); //: reference to the files, once a node has them
   const [progress, setProgress] = useState(null);
   const over = useRef(null); //: ends the sending
   const once = useRef(null); //: key and id of one submission, however often it is sent
   const form = useRef(null);
+  const isReading = readings > 0;
   const hasFiles = tree.files.size + tree.folders.size > 0;
   const body = withTree(bodyOf(typed, arrayOf), sent);
   const from = query.get("from");
@@ -90,7 +92,7 @@ function Form({ query }) {
   };
   const submit = async (event) => {
     event?.preventDefault();
-    if (isBusy) return;
+    if (isBusy || isReading) return; // It would lack files.
     setBusy(true);
     setWrong(null);
     try {
@@ -142,14 +144,15 @@ function Form({ query }) {
         ${arrayOf !== "" && html`<div class="fields">${show(ARRAY_FIELDS[arrayOf])}${show(ARRAY_FIELDS.max_fails)}</div>
           ${arrayOf === "items" && tree.files.size > 0 && html`<p class="each-file"><${Button} kind="small" onPress=${eachFile}>Use the ${plural(tree.files.size, "file")} below as items<//></p>`}`}
       </section>
-      <${Sending} tree=${tree} kept=${hasFiles ? null : sent} change=${changeTree} drop=${() => setSent(null)} isBusy=${isBusy} />
+      <${Sending} tree=${tree} kept=${hasFiles ? null : sent} change=${changeTree} drop=${() => changeTree(tree)} isBusy=${isBusy}
+        isReading=${isReading} reading=${(more) => setReadings((many) => many + more)} />
       <section class="card" aria-label="Common options"><div class="fields">${COMMON.map(show)}</div></section>
       <details class="card section" open=${isOpen} onToggle=${(event) => setOpen(event.currentTarget.open)}>
         <summary>More options${more > 0 && html` <span class="tag dispatcher">${more} set</span>`}</summary>
         ${MORE.map(({ title, fields }) => html`<fieldset class="more-options" key=${title}><legend>${title}</legend><div class="fields">${fields.map(show)}</div></fieldset>`)}</details>
       ${progress && html`<section class="card"><${Progress} progress=${progress} cancel=${() => over.current.abort()} /></section>`}
       ${wrong && wrong.name === "" && html`<p class="problem" role="alert" tabindex="-1" data-field=""><strong>${wrong.text}</strong>${wrong.hint && html` – ${wrong.hint}`}</p>`}
-      <div class="submit-end"><button class="button primary" disabled=${isBusy || !typed.command.trim()} aria-busy=${isBusy}>Submit</button>
+      <div class="submit-end"><button class="button primary" disabled=${isBusy || isReading || !typed.command.trim()} aria-busy=${isBusy}>Submit</button>
         <${Button} kind="quiet" onPress=${clear}>Clear<//>
         ${(!hasFiles || sent !== null) && html`<${Copy} text=${asCurl(body, location.origin)} label="Copy as curl" />`}
         <span class="hint wide-only"><kbd>Ctrl</kbd> <kbd>Enter</kbd> submits from any field</span></div>
