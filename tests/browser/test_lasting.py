@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,11 @@ BANNER_MS = 1000 * soon_s(15)
 SILENCE_MS = 1000 * soon_s(11)
 AT_ONCE_MS = 1000 * soon_s(3)
 HOUR_MS = 3_600_000
+RESTS_S = 20  #: until a hidden tab has closed its connections
+SET_HIDDEN = """(isHidden) => {
+    Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
 #: The browser's error if no server answers.
 UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")
 
@@ -128,6 +134,35 @@ async def test_tab_that_slept_for_an_hour_is_up_to_date_on_wake_up(
     row = page.get_by_role("row").filter(has_text="done while you slept")
     await expect(row).to_contain_text("completed")
     await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
+
+
+async def test_tab_in_the_background_holds_no_connection(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """A browser opens six to a node, so the seventh tab would get no answer.
+
+    What happened meanwhile is there as soon as the tab is visible again.
+    """
+    task = counting(mesh, tmp_path / "gate")
+    await show(page, "tasks", task)
+    log = page.get_by_role("log")
+    await expect(log.get_by_text("first")).to_be_visible()
+    ended = asyncio.Queue[str]()
+    page.on(
+        "requestfailed", lambda request: ended.put_nowait(urlsplit(request.url).path)
+    )
+
+    await page.evaluate(SET_HIDDEN, True)
+    async with asyncio.timeout(soon_s(RESTS_S)):
+        paths = sorted([await ended.get(), await ended.get()])
+    say(tmp_path / "gate", "unseen")
+    finished(mesh[-1], task)
+    await expect(page.get_by_text("Connection lost")).to_have_count(0)
+    await page.evaluate(SET_HIDDEN, False)
+
+    assert paths == ["/api/v1/events", f"{TASKS}/{task}/logs"]
+    await expect(log.get_by_text("end", exact=True)).to_be_visible()
+    await expect(page.locator(".head .state")).to_have_text("completed")
 
 
 async def test_page_survives_the_death_of_the_dispatcher(

@@ -11,7 +11,7 @@
 
 import { effect } from "./lib.js";
 import { session } from "./session.js";
-import { WAITS_MS, read } from "./sse.js";
+import { WAITS_MS, pause, read } from "./sse.js";
 import { link } from "./store.js";
 
 /** @type {Map<string, Set<(data: any) => void>>} */
@@ -77,7 +77,7 @@ async function run(mine) {
       }
     }
     if (mine.signal.aborted) return;
-    link.value = "waiting";
+    if (!document.hidden) link.value = "waiting"; // Else it rests.
     const wait_ms = WAITS_MS[Math.min(failures++, WAITS_MS.length - 1)];
     await pause(wait_ms * (0.75 + Math.random() / 2), mine.signal);
   }
@@ -105,20 +105,4 @@ async function follow(signal, connected) {
 
 function tellAll(event, data) {
   for (const hear of listeners.get(event) ?? []) hear(data);
-}
-
-/** Waits, until there is a sign that the connection works again. */
-function pause(wait_ms, signal) {
-  return new Promise((done) => {
-    const over = new AbortController();
-    const end = () => {
-      over.abort();
-      clearTimeout(timer);
-      done();
-    };
-    const timer = setTimeout(end, wait_ms);
-    signal.addEventListener("abort", end, { signal: over.signal });
-    addEventListener("online", end, { signal: over.signal });
-    document.addEventListener("visibilitychange", end, { signal: over.signal });
-  });
 }

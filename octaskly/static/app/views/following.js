@@ -1,7 +1,7 @@
 /** The live output of one task, resumed after the last event. */
 
 import { size } from "../format.js";
-import { WAITS_MS, read } from "../sse.js";
+import { WAITS_MS, pause, read } from "../sse.js";
 import { Output } from "./ansi.js";
 
 const LINES_MAX = 20_000;
@@ -40,7 +40,7 @@ export function follow(id, attempt, changed) {
         if (problem.status === 404) state.isOver = true;
       }
       draw();
-      if (!state.isOver) await new Promise((done) => setTimeout(done, WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]));
+      if (!state.isOver) await pause(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)], over.signal);
     }
   };
   run();
