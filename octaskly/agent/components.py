@@ -584,11 +584,12 @@ class Components:
         self.loop.post(ev.AddressesChanged(hosts))
 
     def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
-        for host, port in self._config.seeds:
+        self._background_tasks += [
             tasks.create_task(self._dial_seed(host, port))
+            for host, port in self._config.seeds
+        ]
 
     async def _dial_seed(self, host: str, port: int) -> None:
         """Resolve a `--join` name and post its addresses as a peer hint."""
         addresses = await resolve_seed(host, port, self._log)
-        if addresses:
-            self.loop.post(ev.PeersDiscovered((ev.PeerHint(None, addresses),)))
+        self.loop.post(ev.PeersDiscovered((ev.PeerHint(None, addresses),)))

@@ -36,6 +36,7 @@ from octaskly.trust.name_constraints import is_local
 
 SOCKET_PATH_BYTES_MAX = 107  #: unix(7), without the final NUL
 OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"
+SEED_RETRY_S = 10.0  #: between two lookups of a `--join` name that has no address
 
 
 def check_socket_path(paths: Paths, name: str) -> None:
@@ -208,15 +209,26 @@ def write_description(config: AgentConfig, described: Checkup) -> None:
 
 
 async def resolve_seed(host: str, port: int, log: Logger) -> tuple[Address, ...]:
-    """Return the addresses of a `--join` name; log a warning if it has none."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )
-    except OSError as error:
-        log.warning("cannot resolve --join", host=host, error=str(error))
-        return ()
-    return tuple(Address(str(entry[4][0]), port) for entry in found)
+    """Return the addresses of a `--join` name; wait until it has some.
+
+    An agent may start before the network of its machine, or before the other one has
+    a name. Nothing else would dial that node where multicast does not reach it.
+    """
+    loop = asyncio.get_running_loop()
+    has_warned = False
+    while True:
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            if not has_warned:
+                retry = f"it is looked up again every {SEED_RETRY_S:g} s"
+                log.warning(
+                    "cannot resolve --join", host=host, error=str(error), hint=retry
+                )
+            has_warned = True
+            await asyncio.sleep(SEED_RETRY_S)
+        else:
+            return tuple(Address(str(entry[4][0]), port) for entry in found)
 
 
 def assigned_name(asked: str, given: str | None) -> str:
