@@ -81,7 +81,7 @@ SIGNS_OUT_MEANWHILE = """async () => {
             return new Promise((done) => (answer = () => done(Response.json(given))));
         };
     });
-    session.value = { ...given, expires_at: new Date(Date.now() + 1000).toISOString() };
+    session.value = { ...given, until: Date.now() + 1000 };
     document.dispatchEvent(new Event("visibilitychange"));
     await asked;
     end();

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from urllib.parse import quote
 
+import pytest
 from playwright.async_api import Page, Route, expect
 
 from tests.browser.chromium import Visitor
@@ -140,6 +142,25 @@ async def test_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> Non
         "(token) => JSON.parse(sessionStorage['octaskly.session']).token === token",
         arg=(await answer.json())["token"],
     )
+
+
+@pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
+async def test_page_renews_its_token_in_time_by_a_wrong_clock(
+    guest: Visitor, solo: Agent, wrong_by_s: int
+) -> None:
+    """Not each second, nor when the token has expired."""
+    page = await guest.page()
+    renewals: list[str] = []
+    page.on("request", lambda request: renewals.append(request.url))
+    await page.clock.install(time=time.time() + wrong_by_s)
+    await enter(page, solo)
+
+    await page.clock.fast_forward(5 * 60 * 1000)
+    early = [url for url in renewals if url.endswith("/renew")]
+    async with page.expect_request("**/sessions/renew"):
+        await page.clock.fast_forward(5 * 60 * 1000)
+
+    assert early == []
 
 
 async def test_revoked_token_ends_the_session_with_a_reason(

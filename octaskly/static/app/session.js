@@ -15,6 +15,7 @@ const LATE_MS = 1000;
  * @typedef {object} Session
  * @property {string} token
  * @property {string|null} expires_at Null for a pasted token.
+ * @property {number} [until] When it expires by the clock of this browser, which may be wrong, in ms.
  * @property {string|null} subject
  * @property {string|null} role
  */
@@ -48,7 +49,7 @@ export async function begin() {
   window.history.replaceState(null, "", location.pathname);
   dispatchEvent(new HashChangeEvent("hashchange"));
   try {
-    take(await post("/api/v1/sessions", { code }));
+    take(dated(await post("/api/v1/sessions", { code })));
   } catch (problem) {
     refuse(problem);
   }
@@ -57,15 +58,21 @@ export async function begin() {
 /** Starts a session with a pasted token, which is not renewed. */
 export function paste(text) {
   const token = text.trim();
-  take({ token, expires_at: null, subject: null, role: roleOf(token) });
+  take({ token, expires_at: null, subject: null, role: claimsOf(token).role ?? null });
 }
 
-/** Returns the role in a token, null if it cannot be read. */
-function roleOf(token) {
+/** Adds to a new session when it expires by the clock of this browser. */
+function dated(given) {
+  const { iat, exp } = claimsOf(given.token);
+  return { ...given, until: Date.now() + (exp - iat) * 1000 };
+}
+
+/** Returns what a token states; nothing if it cannot be read. */
+function claimsOf(token) {
   try {
-    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).role ?? null;
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
   } catch {
-    return null; // The API will refuse it.
+    return {}; // The API will refuse it.
   }
 }
 
@@ -94,7 +101,7 @@ function take(given) {
   }
   refusal.value = null;
   sessionStorage.setItem(KEY, JSON.stringify(given));
-  if (given.expires_at !== null) later((Date.parse(given.expires_at) - Date.now()) * RENEW_AT);
+  if (given.expires_at !== null) later((given.until - Date.now()) * RENEW_AT);
 }
 
 function later(wait_ms) {
@@ -103,13 +110,13 @@ function later(wait_ms) {
 }
 
 async function renew() {
-  const { token, expires_at } = session.value;
+  const { token, until } = session.value;
   try {
     const renewed = await post("/api/v1/sessions/renew", undefined, token);
-    if (session.value?.token === token) take(renewed);
+    if (session.value?.token === token) take(dated(renewed));
   } catch (problem) {
     if (session.value?.token !== token) return; // Signed out meanwhile, or in again.
-    const isOver = Date.parse(expires_at) <= Date.now();
+    const isOver = until <= Date.now();
     if (problem.status === 401 || problem.status === 403 || isOver) refuse(problem);
     else later(RETRY_MS); // The node may be unreachable for a moment.
   }
@@ -118,7 +125,7 @@ async function renew() {
 function awake() {
   const given = session.value;
   if (document.hidden || given?.expires_at == null) return;
-  if (Date.parse(given.expires_at) - Date.now() < 60_000) renew();
+  if (given.until - Date.now() < 60_000) renew();
 }
 
 /** @returns {Session|null} */
