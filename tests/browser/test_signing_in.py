@@ -65,6 +65,21 @@ async def test_code_signs_in_and_disappears_from_address_and_history(
     assert await page.evaluate("localStorage.length") == 0
 
 
+async def test_code_signs_in_a_tab_that_shows_the_page_already(
+    guest: Visitor, solo: Agent
+) -> None:
+    """The browser loads nothing when only the part after # changes."""
+    guest.allow()
+    page = await guest.page()
+    await page.goto(solo.ready()["api_url"])
+    await expect(page.get_by_label("Or paste a token")).to_be_visible()
+
+    await page.goto(code_of(solo))
+
+    await at(page, "overview")
+    assert "code" not in page.url
+
+
 async def test_code_is_valid_once(guest: Visitor, solo: Agent) -> None:
     """A used code from a list of processes is refused with the next step."""
     guest.allow()

@@ -40,11 +40,14 @@ let timer = 0;
 
 /** Starts with the code in the address, or with the session that this tab had before a reload. */
 export async function begin() {
+  addEventListener("hashchange", redeem); // An address with a code may be pasted into this tab.
+  if (!(await redeem())) take(kept());
+}
+
+/** Starts with the code in the address; returns false if there is none. */
+async function redeem() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
-  if (code === null) {
-    take(kept());
-    return;
-  }
+  if (code === null) return false;
   // Remove it from the address and the history before anything can fail.
   window.history.replaceState(null, "", location.pathname);
   dispatchEvent(new HashChangeEvent("hashchange"));
@@ -53,6 +56,7 @@ export async function begin() {
   } catch (problem) {
     refuse(problem);
   }
+  return true;
 }
 
 /** Starts a session with a pasted token, which is not renewed. */
