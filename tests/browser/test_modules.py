@@ -9,11 +9,12 @@ import re
 import shlex
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest_asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Route
 
 from octaskly.api.schemas.request_bodies import TaskIn, parse_tasks
 from octaskly.cli.commands.arrays import array, map_
@@ -102,6 +103,27 @@ LIST = """async (isNewest) => {
     rows.close();
     return [total, some.map((task) => task?.command ?? null), asked.length];
 }"""
+UNTIL = """async (isTrue) => {
+    const end = performance.now() + 8000;
+    while (!isTrue() && performance.now() < end) {
+        await new Promise(requestAnimationFrame);
+    }
+    return isTrue();
+}"""
+#: Scrolls to the end, reads again what is in sight, and scrolls back to the start.
+SCROLLS_BACK = f"""async () => {{
+    const {{ Pages }} = await import("/static/app/views/rows.js");
+    const until = {UNTIL};
+    const rows = new Pages({{}}, false);
+    await until(() => rows.at(0));
+    rows.want(280, 300);
+    await until(() => rows.at(299));
+    await rows.refresh();
+    rows.want(0, 20);
+    await until(() => rows.at(0).status === "completed");
+    rows.close();
+    return rows.at(0).status;
+}}"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
     const lanes = new Lanes();
@@ -359,6 +381,26 @@ async def test_list_needs_one_request(browser: Browser, solo: Agent) -> None:
 
             assert await page.evaluate(LIST, True) == [total, newest, 1]
             assert await page.evaluate(LIST, False) == [total, oldest, 1]
+
+
+async def test_rows_that_come_back_into_sight_are_read_again(page: Page) -> None:
+    """Events may have been missed, so their states may be those of hours ago."""
+    asked: list[int] = []
+
+    async def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        first = int(query.get("offset", ["0"])[0])
+        rows = range(first, first + int(query["limit"][0]))[: 300 - first]
+        asked.append(first)
+        status = "completed" if asked.count(200) > 1 else "running"
+        tasks = [{"id": f"task-{row}", "status": status} for row in rows]
+        await route.fulfill(json={"total": 300, "tasks": tasks})
+
+    await page.route(f"**{TASKS}?*", answer)
+    status = await page.evaluate(SCROLLS_BACK)
+    await page.unroute_all()
+
+    assert status == "completed"
 
 
 @st.composite

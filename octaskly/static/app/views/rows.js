@@ -86,6 +86,7 @@ export class Pages extends Rows {
   #pages = new Map();
   /** @type {Map<number, Promise<void>>} Requests on their way, one for each page. */
   #asked = new Map();
+  #stale = new Set(); //: pages that were out of sight when the others were read again
   #wanted = [0, 0];
   #settle = 0;
 
@@ -146,6 +147,7 @@ export class Pages extends Rows {
     const pages = new Set(this.#inSight());
     if (this.isNewestFirst || pages.has(last)) pages.add(last);
     if (pages.size === 0) pages.add(0);
+    for (const page of this.#pages.keys()) if (!pages.has(page)) this.#stale.add(page);
     await Promise.all([...pages].map((page) => this.#fetch(page)));
     // New tasks may be in new pages.
     if (this.total.value !== before) this.#load();
@@ -157,12 +159,9 @@ export class Pages extends Rows {
 
   #load() {
     for (const page of this.#inSight()) {
-      const rows = this.#pages.get(page);
-      const isFull = rows?.length === PAGE_ROWS;
-      if (!isFull && !this.#asked.has(page)) {
-        const most = this.total.value - page * PAGE_ROWS;
-        if (rows === undefined || rows.length < Math.min(most, PAGE_ROWS)) this.#fetch(page);
-      }
+      const many = this.#pages.get(page)?.length ?? 0;
+      const isWhole = many >= Math.min(this.total.value - page * PAGE_ROWS, PAGE_ROWS);
+      if ((!isWhole || this.#stale.has(page)) && !this.#asked.has(page)) this.#fetch(page);
     }
   }
 
@@ -194,6 +193,7 @@ export class Pages extends Rows {
   #forget(page) {
     for (const task of this.#pages.get(page) ?? []) this.known.delete(task.id);
     this.#pages.delete(page);
+    this.#stale.delete(page);
   }
 }
 
