@@ -124,6 +124,13 @@ SCROLLS_BACK = f"""async () => {{
     rows.close();
     return rows.at(0).status;
 }}"""
+SEARCHES = f"""async () => {{
+    const {{ Finds }} = await import("/static/app/views/rows.js");
+    const rows = new Finds({{ text: "x" }}, true);
+    await ({UNTIL})(() => rows.isOver.value);
+    rows.close();
+    return [rows.at(0).id, rows.at(1)?.id];
+}}"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
     const lanes = new Lanes();
@@ -401,6 +408,26 @@ async def test_rows_that_come_back_into_sight_are_read_again(page: Page) -> None
     await page.unroute_all()
 
     assert status == "completed"
+
+
+async def test_search_continues_after_a_failed_request(page: Page) -> None:
+    """As during a change of dispatcher, however many tasks are not searched yet."""
+    answers: list[tuple[int, dict[str, Any]]] = [
+        (200, {"tasks": [{"id": "task-1"}], "next": "a", "left": 5}),
+        (503, {"error": "No dispatcher"}),
+        (200, {"tasks": [{"id": "task-1"}], "next": "a", "left": 5}),
+        (200, {"tasks": [{"id": "task-2"}], "next": None, "left": 0}),
+    ]
+
+    async def answer(route: Route) -> None:
+        status, said = answers.pop(0)
+        await route.fulfill(status=status, json=said)
+
+    await page.route(f"**{TASKS}?*", answer)
+    found = await page.evaluate(SEARCHES)
+    await page.unroute_all()
+
+    assert found == ["task-1", "task-2"]
 
 
 @st.composite

@@ -233,6 +233,7 @@ export class Finds extends Rows {
     for (const task of found.tasks) Object.assign(this.known.get(task.id) ?? {}, task);
     if (this.query.newest && fresh.length) this.#take(fresh, true);
     this.draw();
+    if (this.#rows.length < this.#goal) this.#search(); // A request may have failed.
   }
 
   /** Searches until it has found another screen of rows, or has searched all tasks. */
