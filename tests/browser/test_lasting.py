@@ -136,6 +136,21 @@ async def test_tab_that_slept_for_an_hour_is_up_to_date_on_wake_up(
     await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
 
+async def test_ages_are_right_by_a_wrong_clock(
+    hampered_guest: Visitor, mesh: list[Agent]
+) -> None:
+    """The clock of the browser is an hour fast; the node's counts."""
+    page = await hampered_guest.page()
+    await page.clock.install(time=time.time() + HOUR_MS / 1000)
+    await enter(page, mesh[-1])
+    submit(mesh[-1], "true", name="of this minute")
+    await show(page, "tasks")
+
+    row = page.get_by_role("row").filter(has_text="of this minute")
+
+    await expect(row).to_contain_text(re.compile("just now| s ago"))
+
+
 async def test_tab_in_the_background_holds_no_connection(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@
  */
 
 import { end, session } from "./session.js";
-import { tell } from "./store.js";
+import { tell, timeCame } from "./store.js";
 
 const TIMEOUT_MS = 30_000;
 const REVOKE_MS = 60_000; //: after a download has begun
@@ -134,6 +134,7 @@ async function exchange(method, path, body, { signal, timeoutMs = TIMEOUT_MS, he
     if (signal?.aborted) throw problem;
     throw new ApiError(problem.name === "TimeoutError" ? { ...SILENT, error: "The node did not answer in time" } : SILENT);
   }
+  timeCame(answer.headers.get("Date"));
   if (answer.ok) return answer;
   throw refusal(answer.status, answer.statusText, await answer.json().catch(() => ({})), given);
 }

@@ -23,7 +23,7 @@ export const link = signal("connecting");
 /** The banner, or null. @type {{kind: string, text: string}} */
 export const banner = signal(null);
 
-/** Milliseconds since 1970, updated each second, for ages. */
+/** Milliseconds since 1970 by the clock of the node, updated each second, for ages. */
 export const now = signal(Date.now());
 
 /** Short messages at the edge of the page, which disappear by themselves. */
@@ -36,7 +36,15 @@ export const dispatcher = computed(
 const POINTS_MAX = 300;
 const TOAST_MS = 8000;
 const TOASTS_MAX = 4;
+const SKEW_MS = 5000; //: smaller differences may be delays
 let toastId = 0;
+let aheadMs = 0; //: of the node's clock, if that of this browser is wrong
+
+/** Notes the time of an answer, as its header has it: times of tasks are by that clock. */
+export function timeCame(date) {
+  const ms = Date.parse(date) - Date.now();
+  aheadMs = Math.abs(ms) > SKEW_MS ? ms : 0;
+}
 
 /** Adds the history of the dispatcher before the points of this page. */
 export function historyCame({ points }) {
@@ -46,7 +54,7 @@ export function historyCame({ points }) {
 }
 
 /** Stores new counts, and adds a point to the history. */
-export function countsCame(counts, at = Date.now()) {
+export function countsCame(counts, at = Date.now() + aheadMs) {
   const before = history.value.at(-1);
   const { queued, running, completed, failed, cancelled } = counts.tasks;
   const ended = completed + failed + cancelled;
@@ -77,5 +85,5 @@ export function untell(id) {
 }
 
 setInterval(() => {
-  if (!document.hidden) now.value = Date.now();
+  if (!document.hidden) now.value = Date.now() + aheadMs;
 }, 1000);
