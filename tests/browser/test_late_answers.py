@@ -184,6 +184,28 @@ async def test_chosen_node_stays_chosen_when_others_join(page: Page) -> None:
     await expect(chosen.get_by_role("heading")).to_have_text("ben")
 
 
+async def test_list_of_nodes_stays_where_it_is_read(page: Page) -> None:
+    """A node joins that sorts before all others."""
+    names = [f"node-{number:02}" for number in range(40)]
+
+    async def many(route: Route) -> None:
+        answer = await route.fetch()
+        said = await answer.json()
+        first = said["nodes"][0]
+        said["nodes"] = [{**first, "id": name, "name": name} for name in names]
+        await route.fulfill(response=answer, json=said)
+
+    await page.route("**/api/v1/nodes", many)
+    await show(page, "nodes")
+    last = page.get_by_role("heading", name="node-39", exact=True)
+    await last.scroll_into_view_if_needed()
+    names.insert(0, "first")
+    await expect(page.get_by_role("heading", name="41 nodes")).to_be_visible()
+
+    await expect(page.get_by_role("heading", name="first")).not_to_be_in_viewport()
+    await expect(last).to_be_in_viewport()
+
+
 async def test_chosen_task_stays_chosen_when_others_leave_the_list(
     page: Page, mesh: list[Agent]
 ) -> None:

@@ -51,7 +51,7 @@ function All({ query }) {
     ${shown.length === 0 && html`<${Empty} title="No node matches"><p>No node has this name, state or label.</p><//>`}
     <ul class="node-rows">
       ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${standbys.get(node.id)}
-        common=${common} isChosen=${i === at} onChoose=${() => choose(node.id)} order=${order} />`)}
+        common=${common} isChosen=${i === at} isFollowed=${node.id === chosen} onChoose=${() => choose(node.id)} order=${order} />`)}
     </ul>
     ${dialog}
     ${shown.length > drawn && html`<${End} key=${drawn} onSeen=${() => setDrawn(drawn + ROWS)} />`}`;
@@ -68,13 +68,14 @@ function End({ onSeen }) {
   return html`<p ref=${element} class="muted">…</p>`;
 }
 
-function Row({ node, standby, common, isChosen, onChoose, order }) {
+/** `isFollowed` if the user chose it; the first one is chosen without that. */
+function Row({ node, standby, common, isChosen, isFollowed, onChoose, order }) {
   const element = useRef(null);
   const { load, state } = node;
   const isLost = state === "lost";
   useEffect(() => {
-    if (isChosen) element.current.scrollIntoView({ block: "nearest" });
-  }, [isChosen]);
+    if (isFollowed) element.current.scrollIntoView({ block: "nearest" });
+  }, [isFollowed]);
   return html`<li ref=${element} class=${`card node-row ${state} ${isChosen ? "chosen" : ""}`} aria-current=${isChosen} onFocusIn=${onChoose}>
     <div class="node-who">
       <h2><a href=${href(["nodes", node.name])}><bdi>${node.name}</bdi></a></h2>
