@@ -174,7 +174,7 @@ async def open_mdns(
         zeroconf = AsyncZeroconf(
             interfaces=interfaces, ip_version=version, unicast=is_guest
         )
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: an IPv6 interface is gone.
         interfaces = [each for each in interfaces if isinstance(each, str)]
         zeroconf = AsyncZeroconf(
             interfaces=interfaces, ip_version=IPVersion.V4Only, unicast=is_guest

@@ -15,6 +15,8 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from octaskly.errors import ConfigError
 from octaskly.mesh.discovery.adverts import SERVICE
+from octaskly.mesh.discovery.interfaces import LocalAddress
+from octaskly.mesh.discovery.mdns import open_mdns
 from octaskly.mesh.discovery.mdns_scan import scan_meshes
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.support.agents import soon_s
@@ -248,3 +250,13 @@ async def test_an_unknown_interface_is_a_configuration_error() -> None:
     """A typo ends the start, with the existing names."""
     with pytest.raises(ConfigError, match="nope0"):
         await scan_meshes(1.0, ["nope0"])
+
+
+# zeroconf leaves a socket to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_an_interface_that_has_just_gone_makes_mdns_unavailable() -> None:
+    """The addresses were read a moment before, so zeroconf does not find its index."""
+    gone = LocalAddress("fe80::1%usb0", 64, "usb0", 1 << 20)
+
+    with pytest.raises(OSError, match="no interface takes part in multicast"):
+        await open_mdns([gone])
