@@ -282,6 +282,17 @@ class Lab:
         """Plug a host in again."""
         ip(f"link set {host.port} up", netns=self.switch)
 
+    def replace_device(self, host: Host) -> None:
+        """Give a host a new network device, with the same address as the old one."""
+        ip(f"link del {host.port}", _cable_command(host), netns=self.switch)
+        ip(f"link set {host.port} master br0 up", netns=self.switch)
+        ip(
+            f"link set eth0 address {host.mac} multicast on up",
+            f"addr add {host.ip}/24 dev eth0",
+            "route add 224.0.0.0/4 dev eth0",
+            netns=host.netns,
+        )
+
     def split(self, *groups: Sequence[Host]) -> None:
         """Let hosts talk within their group only; all groups stay up."""
         while self._bridges < len(groups):

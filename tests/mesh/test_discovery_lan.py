@@ -92,6 +92,25 @@ def test_a_new_address_of_a_host_is_advertised(
     watcher.wait_for("seen", lambda line: line["addresses"][0][0] == "10.77.1.99")
 
 
+def test_a_new_device_with_the_old_address_is_used(
+    make_lab: MakeLab, discover: Discover
+) -> None:
+    """As after a suspend that resets the driver, or with a USB adapter."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    no_ipv6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    assert second.run("sh", "-c", no_ipv6).returncode == 0
+    mover = discover(second)
+    mover.wait_for("started")
+
+    lab.replace_device(second)
+
+    mover.wait_for("moved", lambda line: line["hosts"] == [second.ip])
+    newcomer = discover(first)
+    mover.wait_for_node(id_of(first))
+    newcomer.wait_for_node(id_of(second))
+
+
 def test_a_node_that_started_in_a_split_is_found_by_a_fresh_browser(
     make_lab: MakeLab, discover: Discover
 ) -> None:

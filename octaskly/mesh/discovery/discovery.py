@@ -243,15 +243,20 @@ class Discovery:
                 self._reannounce()
 
     async def _poll_addresses(self) -> None:
-        """Apply a change of the addresses."""
+        """Apply a change of the addresses.
+
+        All sockets are opened anew. A new device may have the address of an old one,
+        and what the sockets had joined went with the old device.
+        """
         if not await self._local_addresses.poll():
             return
-        addresses = self._local_addresses.current
-        if self._mdns is not None:
-            await self._mdns.rebind(addresses)
+        mdns, self._mdns = self._mdns, None
+        if mdns is not None:
+            await mdns.close(has_goodbye=False)
+        await self._open()
         self._reannounce()
         if self._on_addresses is not None:
-            self._on_addresses(addresses)
+            self._on_addresses(self._local_addresses.current)
 
     def _reannounce(self) -> None:
         """Announce again, and restart the browser if it was running."""

@@ -64,15 +64,15 @@ class Mdns:
             parsed_addresses=list(hosts),
             properties=txt,
         )
-        if self._is_registered:
-            announced = await self._zeroconf.async_update_service(info)
-        else:
-            # Instance names are random, so a probe for conflicts is not needed.
-            announced = await self._zeroconf.async_register_service(
-                info, cooperating_responders=True
-            )
-            self._is_registered = True
         with contextlib.suppress(ZeroconfError, OSError):
+            if self._is_registered:
+                announced = await self._zeroconf.async_update_service(info)
+            else:
+                # Instance names are random, so a probe for conflicts is not needed.
+                announced = await self._zeroconf.async_register_service(
+                    info, cooperating_responders=True
+                )
+                self._is_registered = True
             await announced
 
     def browse(self, on_change: Callable[[str, bool], None]) -> None:
@@ -126,22 +126,19 @@ class Mdns:
             )
         return _record_of(node, info) if is_complete else None
 
-    async def rebind(self, local: Sequence[LocalAddress]) -> None:
-        """Switch to these addresses; those that fail are skipped."""
-        interfaces, version = _zeroconf_options(local)
-        with contextlib.suppress(ZeroconfError, OSError):
-            await self._zeroconf.async_update_interfaces(interfaces, version)
-
-    async def close(self) -> None:
+    async def close(self, *, has_goodbye: bool = True) -> None:
         """Send the goodbye and close the sockets, within `CLOSE_S`.
 
         zeroconf would send it for a quarter of a second, which every agent would take
         longer to stop. It is a hint: peers see the end of this node by their links.
+
+        Args:
+            has_goodbye: False: others may still dial this node.
         """
         self.stop_browsing()
         zeroconf = self._zeroconf.zeroconf
         goodbye = zeroconf.generate_unregister_all_services()
-        if goodbye is not None:
+        if goodbye is not None and has_goodbye:
             with contextlib.suppress(ZeroconfError, OSError):
                 zeroconf.async_send(goodbye)
                 await asyncio.sleep(GOODBYE_GAP_S)
