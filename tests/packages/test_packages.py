@@ -20,6 +20,7 @@ from tests.support.agents import until
 ROOT = Path(__file__).parent.parent.parent
 DEBIAN = ROOT / "packages" / "debian"
 BUILD_S = 900
+LOWEST = "uv tool install --resolution lowest-direct"  #: of what pyproject.toml allows
 
 
 @cache
@@ -111,7 +112,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.soak
 @pytest.mark.timeout(BUILD_S)
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
-@pytest.mark.parametrize("words", ["uv tool install", "pipx install"])
+@pytest.mark.parametrize("words", ["uv tool install", LOWEST, "pipx install"])
 def test_an_installed_package_runs_a_task(
     dist: Path, tmp_path: Path, words: str, pattern: str
 ) -> None:
