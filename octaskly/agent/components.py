@@ -578,10 +578,13 @@ class Components:
         self._log.error("request failed", error=repr(error), request=request_id)
 
     def _on_addresses_changed(self, addresses: tuple[LocalAddress, ...]) -> None:
-        self._local_addresses = addresses
         hosts = tuple(address.host for address in addresses)
         self._log.info("addresses changed", addresses=list(hosts))
+        self._info = structs.replace(self._info, addresses=hosts)
+        self._trust.set_lan_addresses(hosts)
+        self._join_service.set_addresses(hosts)
         self.loop.post(ev.AddressesChanged(hosts))
+        write_description(self._config, self._description())
 
     def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
         self._background_tasks += [

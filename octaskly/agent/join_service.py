@@ -95,6 +95,11 @@ class AgentJoinService:
         if self._waiting_machines is not None:
             self._waiting_machines.close()
 
+    def set_addresses(self, addresses: Sequence[str]) -> None:
+        """Use these addresses of this machine for invites from now on."""
+        if self._invites is not None:
+            self._invites.set_addresses(addresses)
+
     async def join_status(self) -> JoinStatus:
         """Return the mesh, the members and the task count that this node knows."""
         roster = self._gateway.roster()

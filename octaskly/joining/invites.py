@@ -187,6 +187,12 @@ class InviteServer:
             conversation.cancel()
         self._refusals.close()
 
+    def set_addresses(self, addresses: Sequence[str]) -> None:
+        """Use these addresses of this machine for invites from now on."""
+        self._node = replace(self._node, addresses=tuple(addresses))
+        if self._interfaces:
+            self._addresses = self._node.addresses
+
     # --- listening -----------------------------------------------------------------
 
     def _ensure_listening(self) -> None:

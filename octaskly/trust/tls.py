@@ -81,7 +81,8 @@ class MeshTls:
         self._decade = decade or Decade.current()
         self.mesh_id: Final = secret.mesh_id
         self.node_id: Final = key.node_id
-        self._lan_places: tuple[str, ...] = ()
+        self._lan_names: tuple[str, ...] = ()
+        self._lan_places: tuple[str, ...] = ()  #: these names, and addresses
         self.use_secret(secret)
 
     def use_secret(self, secret: MeshSecret) -> None:
@@ -181,11 +182,18 @@ class MeshTls:
         Raises:
             ConfigError: A name or an address is invalid.
         """
-        self._use_lan_places(
-            tuple(dict.fromkeys([node_name(self.node_id), *hostnames, *addresses]))
-        )
+        self._lan_names = (node_name(self.node_id), *hostnames)
+        self.set_lan_addresses(addresses)
         fronts = {is_signed: self._lan_front(is_signed) for is_signed in (True, False)}
         return lambda address: fronts[is_local(address)]
+
+    def set_lan_addresses(self, addresses: Iterable[str]) -> None:
+        """Name these addresses in the certificates of the HTTPS listener from now on.
+
+        Raises:
+            ConfigError: An address is invalid.
+        """
+        self._use_lan_places(tuple(dict.fromkeys([*self._lan_names, *addresses])))
 
     def _lan_front(self, is_signed: bool) -> ssl.SSLContext:  # noqa: FBT001
         """Return a context that presents the signed certificate to nameless clients."""

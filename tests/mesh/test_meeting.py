@@ -12,6 +12,7 @@ import pytest
 
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
+from tests.mesh.faults import move
 from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed, nodes
 from tests.mesh.forming import secret_file as make_secret
 from tests.mesh.lab import Host, Lab
@@ -60,6 +61,32 @@ def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
     said = [line for line in deaf.log.splitlines() if "discovery unavailable" in line]
     assert len(said) == 1
     assert "disallow-other-stacks" in said[0]
+
+
+def test_an_agent_answers_at_an_address_that_came_after_its_start(
+    make_lab: MakeLab,
+) -> None:
+    """Its certificate names the address, and so does what it says of itself."""
+    lab = make_lab(2)
+    first, second = lab.hosts
+    secret = make_secret(lab.folder)
+    for host in lab.hosts:
+        host.agent(secret=secret)
+
+    move(second, "10.77.1.201")
+
+    url = "https://10.77.1.201:3443"
+    description = second.first.state / "agent.json"
+    wait_until(
+        "its URL is the new one",
+        lambda: f'"lan_url": "{url}"' in description.read_text(),
+        within_s=FORM_S,
+    )
+    root = lab.folder / "ca.pem"
+    root.write_text(second.cli("ca").stdout)
+    done = first.run("curl", "-sS", "--cacert", str(root), f"{url}/health")
+    assert done.returncode == 0, done.stderr
+    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S)
 
 
 def test_agents_of_one_user_share_one_secret_and_one_mesh(make_lab: MakeLab) -> None:

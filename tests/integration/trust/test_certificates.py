@@ -212,6 +212,18 @@ def test_clients_reach_https_by_every_local_name_of_the_machine(name: str) -> No
         assert x509.load_der_x509_certificate(certificate).public_key().key_size == 256  # type: ignore[union-attr]
 
 
+def test_the_certificate_has_the_addresses_of_a_machine_that_has_moved() -> None:
+    """The listener is the same as before."""
+    trust = member()
+    contexts = trust.lan_server_contexts(["box.local"], ["127.0.0.1"])
+
+    trust.set_lan_addresses(["10.0.0.5"])
+
+    for name in ("10.0.0.5", "box.local"):
+        for end in shake(contexts("10.0.0.5"), people(trust), name):
+            end.close()
+
+
 def test_apple_systems_accept_the_certificate_of_an_https_listener() -> None:
     """Since July 2019 they accept at most 825 days."""
     trust = member()
