@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ from octaskly.system.listening_sockets import (
     WILDCARD_ADDRESSES,
     LoopbackPort,
     bind_ports,
+    move_port,
     port_of,
 )
 from octaskly.system.log import Logger, log_line
@@ -162,7 +163,7 @@ class Components:
         await self._transport.start(tasks, self._peer_sockets)
         loopback = self._loopback_port.listeners()
         await self._api.serve_loopback(loopback)
-        await self._api.serve_lan(self._lan_sockets, self._member_addresses)
+        self._api.serve_lan(self._lan_sockets, self._member_addresses)
         await self._api.serve_unix(self._socket_path, group=SOCKET_GROUP)
         self.loop.start()
         self._background_tasks += [
@@ -237,6 +238,7 @@ class Components:
 
     async def close(self) -> None:
         """Answer pending requests, close links and end all processes of tasks."""
+        await self._discovery.close()  # It may open listeners and write the file.
         with contextlib.suppress(FileNotFoundError):
             self._config.paths.description.unlink()
         for work in self._background_tasks:
@@ -247,7 +249,6 @@ class Components:
         await self._join_service.close()
         await self._api.close()
         self.loop.close()
-        await self._discovery.close()
         await self._transport.close()
         await self._pool.close()
 
@@ -583,8 +584,18 @@ class Components:
         self._info = structs.replace(self._info, addresses=hosts)
         self._trust.set_lan_addresses(hosts)
         self._join_service.set_addresses(hosts)
+        if self._config.options.interfaces:
+            self._listen_on(hosts)
         self.loop.post(ev.AddressesChanged(hosts))
         write_description(self._config, self._description())
+
+    def _listen_on(self, hosts: Sequence[str]) -> None:
+        """Serve the same ports at these addresses, and no longer at others."""
+        ports = self._info.peer_port, self._info.lan_port
+        self._peer_sockets = move_port(self._peer_sockets, ports[0], hosts)
+        self._lan_sockets = move_port(self._lan_sockets, ports[1], hosts)
+        self._transport.listen(self._peer_sockets)
+        self._api.serve_lan(self._lan_sockets, self._member_addresses)
 
     def _dial_seeds(self, tasks: asyncio.TaskGroup) -> None:
         self._background_tasks += [

@@ -40,3 +40,12 @@ async def accept_connections(
                 continue
             on_connection(connection, address)
         await asyncio.sleep(0)
+
+
+def stop_accepting(task: asyncio.Task[None], listener: socket.socket) -> None:
+    """End a task that accepts connections; its listener is closed after that.
+
+    Until then, the event loop watches the descriptor, which a new socket could get.
+    """
+    task.add_done_callback(lambda _: listener.close())
+    task.cancel()

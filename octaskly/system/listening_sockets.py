@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.config.settings import AgentOptions
@@ -167,6 +167,22 @@ def bind_port(
     raise _no_free_port(flag, default)
 
 
+def move_port(
+    bound: Sequence[socket.socket], port: int, addresses: Sequence[str]
+) -> list[socket.socket]:
+    """Return sockets of a port at these addresses; those of `bound` are used again.
+
+    An address that cannot be bound is left out: it may have gone since.
+    """
+    known = {each.getsockname(): each for each in bound}
+    moved = []
+    for address in addresses:
+        with contextlib.suppress(OSError):
+            target = _socket_address(address, port)[4]
+            moved.append(known.get(target) or _bind_one(address, port))
+    return moved
+
+
 def bind_ports(
     options: AgentOptions, lan: Sequence[str], log: Logger
 ) -> list[list[socket.socket]]:
@@ -293,9 +309,7 @@ def _bind_all(
 
 
 def _bind_one(address: str, port: int) -> socket.socket:
-    family, kind, _, _, target = socket.getaddrinfo(
-        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )[0]
+    family, kind, _, _, target = _socket_address(address, port)
     bound = socket.socket(family, kind)
     try:
         # Allow a restart right after the old listener has closed. A port with a live
@@ -311,3 +325,10 @@ def _bind_one(address: str, port: int) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _socket_address(address: str, port: int) -> Any:
+    """Return the first entry of `getaddrinfo` for an IP address."""
+    return socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]

@@ -63,15 +63,16 @@ def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
     assert "disallow-other-stacks" in said[0]
 
 
+@pytest.mark.parametrize("options", [(), ("--interface", "eth0")])
 def test_an_agent_answers_at_an_address_that_came_after_its_start(
-    make_lab: MakeLab,
+    make_lab: MakeLab, options: tuple[str, ...]
 ) -> None:
     """Its certificate names the address, and so does what it says of itself."""
     lab = make_lab(2)
     first, second = lab.hosts
     secret = make_secret(lab.folder)
     for host in lab.hosts:
-        host.agent(secret=secret)
+        host.agent("", *options, secret=secret)
 
     move(second, "10.77.1.201")
 

@@ -123,7 +123,7 @@ async def serve_free(
     """Serve on a port that is free on all these addresses; return it."""
     sockets = bind_port("--port", requested=0, default=0, addresses=addresses)
     if site is ListenerKind.LAN:
-        await server.serve_lan(sockets, MemberAddresses())
+        server.serve_lan(sockets, MemberAddresses())
     else:
         await server.serve_loopback(sockets)
     return port_of(sockets)

@@ -83,7 +83,7 @@ from octaskly.ports.key_rotation import KeyRotationControl
 from octaskly.ports.store import Clock
 from octaskly.ports.tokens import Principal
 from octaskly.rest.mesh import Checkup
-from octaskly.system.accepting import BACKLOG
+from octaskly.system.accepting import BACKLOG, stop_accepting
 from octaskly.system.build import build_id
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.system.tcp_table import local_client
@@ -365,7 +365,6 @@ class ApiServer:
     """The REST API of one node."""
 
     _server: web.Server | None = None  #: shared by all connections
-    _listening: tuple[tuple[asyncio.Task[None], socket.socket], ...] = ()
     _socket_path: Path | None = None
     _lan_url: str | None = None  #: as this machine reaches the LAN port
 
@@ -393,6 +392,8 @@ class ApiServer:
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
+        self._listening: dict[socket.socket, asyncio.Task[None]] = {}
+        self._lan_sockets: tuple[socket.socket, ...] = ()  #: a part of these
         self._lan_ssl, self._identify_peer = lan_ssl, identify_peer
         # Of their own: clients that move files must not delay what the store does.
         self._body_threads = threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
@@ -532,12 +533,12 @@ class ApiServer:
         listener.setblocking(False)  # noqa: FBT003  no keyword there
         listener.listen(BACKLOG)
         task = asyncio.get_running_loop().create_task(serve)
-        self._listening += ((task, listener),)
+        self._listening[listener] = task
 
-    async def serve_lan(
+    def serve_lan(
         self, sockets: Sequence[socket.socket], members: MemberAddresses
     ) -> None:
-        """Serve TLS on sockets that are already bound; the API owns them from now on.
+        """Serve TLS on bound sockets, which the API owns, and on no others any more.
 
         Args:
             sockets: The sockets.
@@ -549,8 +550,10 @@ class ApiServer:
         assert self._lan_ssl is not None, "a LAN listener needs TLS"
         if sockets:
             self._lan_url = _url_of(sockets[0])
+        for gone in set(self._lan_sockets) - set(sockets):
+            stop_accepting(self._listening.pop(gone), gone)
         factory = self._protocol_factory(ListenerKind.LAN)
-        for listener in sockets:
+        for listener in set(sockets) - set(self._lan_sockets):
             port = TlsListener(
                 listener,
                 self._lan_ssl,
@@ -560,6 +563,7 @@ class ApiServer:
                 members,
             )
             self._listen(listener, port.serve())
+        self._lan_sockets = tuple(sockets)
 
     async def probe_lan(self) -> str | None:
         """Send a request to the LAN port as another node would; return why it failed.
@@ -594,11 +598,11 @@ class ApiServer:
 
     async def close(self) -> None:
         """Stop accepting connections; give running requests a few seconds."""
-        for task, _ in self._listening:
+        for task in self._listening.values():
             task.cancel()
         if self._listening:
-            await asyncio.wait([task for task, _ in self._listening])
-        for _, listener in self._listening:
+            await asyncio.wait(self._listening.values())
+        for listener in self._listening:
             listener.close()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)

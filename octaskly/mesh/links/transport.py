@@ -45,7 +45,7 @@ from octaskly.mesh.links.receive import DiskProgress
 from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports.store import Clock
-from octaskly.system.accepting import BACKLOG
+from octaskly.system.accepting import BACKLOG, stop_accepting
 from octaskly.system.pending_handshakes import (
     MemberAddresses,
     accept_within_limits,
@@ -144,7 +144,7 @@ class Transport:
         self._dial_limiter = DialLimiter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
-        self._sockets: tuple[socket.socket, ...] = ()
+        self._accepting: dict[socket.socket, asyncio.Task[None]] = {}
         self._logged: set[tuple[str, str]] = set()
 
     async def start(
@@ -158,14 +158,24 @@ class Transport:
         """
         self._group = tasks
         self._reads = BatchedReads()
-        self._sockets = tuple(sockets)
-        if self._sockets:
+        if sockets:
             self._server_context = self._trust.server_context()
-        for listener in self._sockets:
-            listener.settimeout(0)
-            listener.listen(BACKLOG)
-            limiter = self._handshake_limiter
-            self._spawn(accept_within_limits(listener, limiter, self._on_admitted))
+            self.listen(sockets)
+
+    def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept peers on these bound sockets, and on no others any more."""
+        for listener in self._accepting.keys() - set(sockets):
+            stop_accepting(self._accepting.pop(listener), listener)
+        for listener in sockets:
+            if listener not in self._accepting:
+                listener.settimeout(0)
+                listener.listen(BACKLOG)
+                limiter = self._handshake_limiter
+                task = self._spawn(
+                    accept_within_limits(listener, limiter, self._on_admitted)
+                )
+                if task is not None:
+                    self._accepting[listener] = task
 
     @property
     def link_count(self) -> int:
@@ -217,7 +227,7 @@ class Transport:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        for listener in self._sockets:
+        for listener in self._accepting:
             listener.close()
         for link in (*self._links.values(), *self._duplicates.handshaking):
             link.close(STOPPING_REASON)
@@ -439,13 +449,14 @@ class Transport:
             progress=self._progress,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         if self._group is None:
             work.close()
-            return  # Closed in the meantime.
+            return None  # Closed in the meantime.
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _warn_once(self, link: Link, reason: str) -> None:
         """Log why a link ended; repeat the same reason only after the peer connects.
