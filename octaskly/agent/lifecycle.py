@@ -257,6 +257,8 @@ class Agent:
             return self._secret_file.load(), False
         if meshes is None:
             meshes = await scan_meshes(FIRST_SCAN_S, self._config.options.interfaces)
+        if self._signals.count > 0:
+            return None, False
         # Another agent of this user may have created the secret during the scan.
         if _exists(path) or not meshes:
             was_made = create_secret_file(path)

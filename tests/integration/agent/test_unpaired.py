@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from octaskly.agent.join_service import MeshChangeCallbacks
@@ -13,6 +16,35 @@ from octaskly.config.defaults import HEADER_S
 from octaskly.system import log
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import LoopbackPort
+
+STOPPED_DURING_SCAN = """
+import asyncio, os, signal, sys
+from octaskly.agent import main
+from octaskly.config.agent import load_agent_config
+
+async def scan(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    return frozenset()
+
+main.scan_meshes = scan
+flags = {"name": "ben", "state_dir": sys.argv[1] + "/ben", "interfaces": ("lo",)}
+flags |= {"secret_file": sys.argv[1] + "/mesh.key", "api_port": "0"}
+sys.exit(main.run(load_agent_config(flags, os.environ)))
+"""
+
+
+def test_a_stop_during_the_first_scan_creates_no_mesh(tmp_path: Path) -> None:
+    """The next start looks for a mesh again, instead of being in one of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_DURING_SCAN, str(tmp_path)],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert not (tmp_path / "mesh.key").exists()
+    assert not (tmp_path / "ben" / "log.db").exists()
 
 
 def test_limits_and_timeouts_of_the_settings_hold_before_a_node_has_joined(
