@@ -61,7 +61,8 @@ _MESH: Final = (
     Metric(
         "octaskly_mesh_failovers_total",
         "counter",
-        "failovers in which this node replaced a lost dispatcher",
+        "times that this node replaced another dispatcher, which was lost or has "
+        "handed over",
     ),
     Metric(
         "octaskly_mesh_refused_messages_total",

@@ -30,7 +30,8 @@ class MeshView:
         self._epoch_start: tuple[Epoch, Moment] | None = None  #: and its start
         self.on_epoch_start: Callable[[], None] = lambda: None
         """Called when this node has become dispatcher."""
-        self.takeovers = 0  #: epochs of this node that replaced a lost dispatcher
+        self.takeovers = 0  #: times that this node replaced another dispatcher
+        self._takeover: Takeover | None = None  #: the latest one that is counted
         self._broken_links = 0  #: links closed because the peer sent an invalid frame
 
     def on_published(self, news: PublishMeshState) -> None:
@@ -71,12 +72,19 @@ class MeshView:
         return news is not None and news.is_serving and news.dispatcher == self.node_id
 
     def record_epoch_start(self, now: Moment, takeover: Takeover | None) -> None:
-        """Store the start of this node's epoch if a new one has begun."""
+        """Store the start of this node's epoch if a new one has begun.
+
+        Args:
+            now: The current time.
+            takeover: This node's latest takeover. A dispatcher may claim further
+                epochs, which replace nobody.
+        """
         if self.is_serving and (
             self._epoch_start is None or self._epoch_start[0] != self.epoch
         ):
             self._epoch_start = self.epoch, now
-            self.takeovers += takeover is not None
+            self.takeovers += takeover not in (None, self._takeover)
+            self._takeover = takeover
             self.on_epoch_start()
 
     def count_broken_link(self) -> None:

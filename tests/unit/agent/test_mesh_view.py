@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import LogLine, PublishMeshState, Relay
-from octaskly.core.model.ids import Address
-from octaskly.core.model.nodes import NodeState, Role, RosterEntry
+from octaskly.core.model.ids import Address, Moment
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry, Takeover
 from octaskly.core.protocol.messages import Roster
 from tests.support.builders import epoch, node_id
 
@@ -53,6 +53,19 @@ def test_the_status_line_shows_the_role_of_the_node(
 ) -> None:
     """`systemctl status` shows nothing else."""
     assert view(role, dispatcher).status_line() == line
+
+
+def test_a_takeover_is_counted_once() -> None:
+    """A dispatcher may claim a further epoch, in which it replaces nobody."""
+    made = view(Role.DISPATCHER, "a")
+    takeover = Takeover(at_ms=1, duration_ms=412, reason="dispatcher lost")
+    for term in (2, 3):
+        made.on_published(
+            PublishMeshState(epoch(term=term, name="a"), ME, True, made.roster)
+        )
+        made.record_epoch_start(Moment(mono_s=term, wall_ms=term), takeover)
+
+    assert made.takeovers == 1
 
 
 def test_dispatcher_out_of_reach_has_the_urls_of_its_relay() -> None:
