@@ -217,6 +217,8 @@ class HttpNodeClient:
             try:
                 if view.is_self:
                     request.info.dispatcher_headers = self._dispatcher_headers(view)
+                    # Another node may have begun an answer that never came whole.
+                    request.info.is_decided_elsewhere = False
                     return await handle_locally(request)
                 path = request.http_request.rel_url.raw_path_qs
                 return await self.try_each(

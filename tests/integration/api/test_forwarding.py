@@ -843,6 +843,35 @@ async def test_a_read_is_retried(front: Member, back: Member) -> None:
     assert answer.status == 200
 
 
+async def test_a_cancel_that_is_repeated_here_is_audited_here(
+    front: Member, back: Member
+) -> None:
+    """The dispatcher died in the middle of its answer, and this node followed it."""
+    front.become_dispatcher()
+    task = await front.api.submit()
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        front.become_dispatcher(2)
+        writer.transport.abort()
+
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
+    dying = await asyncio.start_server(half, "127.0.0.1", 0, ssl=context)
+    async with dying:
+        url = f"https://127.0.0.1:{dying.sockets[0].getsockname()[1]}"
+        front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=[url]))
+        answer = await front.api.ask("DELETE", f"{TASKS}/{task}", headers=ADMIN)
+    await front.api.server.auditor.flush()
+
+    assert (answer.status, answer.json["status"]) == (200, "cancelled")
+    assert ("DELETE", task) in [
+        (deed.action.partition(" ")[0], deed.target)
+        for deed in front.gateway.audit.deeds
+    ]
+
+
 @pytest.mark.slow
 async def test_a_poll_on_a_silent_dispatcher_moves_on(
     front: Member, back: Member, monkeypatch: pytest.MonkeyPatch
