@@ -317,6 +317,27 @@ async def test_a_task_that_began_before_the_end_of_a_forgotten_one_is_carried(
     await one.shows(2, 3, 4)
 
 
+async def test_a_task_whose_outputs_another_one_gets_is_not_forgotten(
+    benches: list[Bench],
+) -> None:
+    """Else a task that waited for a slot failed, because its parent was forgotten."""
+    one, _ = benches
+    parent = kit.submitted(1, outputs=("data",))
+    child = kit.submitted(3, options=TaskOptions(outputs_of=(kit.task_id(1),)))
+    await one.add(parent, kit.submitted(2), kit.finished(1), kit.finished(2), child)
+
+    assert await one.raise_floor()
+    await one.shows(1, 3)
+
+    await one.add(kit.assigned(3, 2))
+    assert await one.raise_floor()
+    await one.shows(1, 3)
+
+    await one.add(kit.finished(3, 2))
+    assert await one.raise_floor()
+    await one.shows()
+
+
 async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
     """Old tasks that wait or run keep their state, above the floor."""
     one, _ = benches

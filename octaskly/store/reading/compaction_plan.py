@@ -32,6 +32,7 @@ from octaskly.core.model.ids import (
     NodeId,
     StreamId,
 )
+from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports.store import Packer
 from octaskly.store.reading import queries
@@ -48,9 +49,15 @@ ENTRIES_MIN: Final = 1000  #: entries that justify a floor which removes no task
 SPARE_DIVISOR: Final = 16  #: 1/16 of the bytes is kept free for entries during a purge
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
+_OUTPUTS_OF: Final = f"'$[{TaskOptions.__struct_fields__.index('outputs_of')}]'"
 _BY_FIRST_SUBMISSION: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
-    " runs_on OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
+    " runs_on OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id)"
+    # Unfinished tasks get outputs. The list is only read for tasks that have some.
+    " OR outputs IS NOT NULL AND id IN (SELECT value"
+    " FROM tasks AS t INDEXED BY tasks_with_options,"
+    f" json_each(t.options, {_OUTPUTS_OF})"
+    " WHERE t.options IS NOT NULL AND t.state < 2 AND type = 'text'),"
     " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
     " FROM tasks INDEXED BY tasks_first_submitted ORDER BY first_submitted_hlc, key"
 )

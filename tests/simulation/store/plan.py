@@ -231,11 +231,23 @@ def _count_ended(disk: Disk) -> int:
 
 
 def _is_ended(disk: Disk, task: TaskId) -> bool:
-    """Return True if a task is over and no other task waits for it."""
-    if not _is_over(disk, disk.records[task]):
+    """Return True if a task is over and no other one waits for it or its outputs."""
+    record = disk.records[task]
+    if not _is_over(disk, record):
         return False
     waits = (disk.records[child].waits_for for child in disk.with_parents)
-    return not any(wait is not None and task in wait.tasks for wait in waits)
+    if any(wait is not None and task in wait.tasks for wait in waits):
+        return False
+    if record.spec is None or not record.spec.outputs:
+        return True
+    return not any(_gets_outputs(other, task) for other in disk.records.values())
+
+
+def _gets_outputs(record: TaskRecord, task: TaskId) -> bool:
+    options = None if record.spec is None else record.spec.options
+    if options is None or record.state.is_final:
+        return False
+    return task in options.outputs_of
 
 
 def _is_over(disk: Disk, record: TaskRecord) -> bool:
