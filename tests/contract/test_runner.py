@@ -118,7 +118,8 @@ async def test_a_frozen_attempt_can_be_stopped(bench: Bench) -> None:
 
 async def test_attempts_of_a_leaving_node_are_returned(bench: Bench) -> None:
     """Other nodes run them; this is not a cancel."""
-    items = [attempt("t", "sleep 60"), attempt("u", "exit 0")]
+    begin, wait = "echo > begun; sleep 60", "until [ -e begun ]; do sleep 0.02; done"
+    items = [attempt("t", begin), attempt("u", wait)]
     bench.runner.start_attempts(items)
     await bench.ends(1)
     names = [(spec.id, name) for name, spec in items]
