@@ -64,6 +64,8 @@ ESCAPE_THEN = """async (key) => {
     dispatchEvent(new KeyboardEvent("keydown", { key }));
 }"""
 
+#: Whether the page lets itself be closed unasked.
+CLOSES = "dispatchEvent(new Event('beforeunload', { cancelable: true }))"
 #: Folders are listed when the test says so, as on a slow disk.
 SLOW_FOLDERS = """() => {
     const { prototype } = DataTransferItem;
@@ -316,6 +318,39 @@ async def test_no_dropped_file_is_left_out(page: Page, tmp_path: Path) -> None:
 
     await expect(page.get_by_role("log")).to_contain_text("a note")
     await expect(page.get_by_role("log")).to_contain_text("inside")
+
+
+async def test_task_is_submitted_although_its_form_was_left(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """While files are sent, one may look at another view; a close is asked about."""
+    (tmp_path / "note.txt").write_text("a note\n")
+    begun, is_open = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        begun.set()
+        await is_open.wait()
+        await route.continue_()
+
+    await page.route("**/api/v1/files/pack", hold)
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("cat note.txt # although left")
+    await drop(page, tmp_path / "note.txt")
+    await form.get_by_role("button", name="Submit").click()
+    async with asyncio.timeout(30):
+        await begun.wait()
+
+    await show(page, "nodes")
+    await expect(page.get_by_text("still being submitted")).to_be_visible()
+    closes = await page.evaluate(CLOSES)
+    is_open.set()
+
+    await expect(page.get_by_text("Task submitted")).to_be_visible()
+    assert [closes, await page.evaluate(CLOSES)] == [False, True]
+    assert urlsplit(page.url).fragment == "/nodes"
+    commands = [task["command"] for task in mesh[0].call("GET", TASKS)[1]["tasks"]]
+    assert commands.count("cat note.txt # although left") == 1
 
 
 async def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(

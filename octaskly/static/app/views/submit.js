@@ -2,7 +2,7 @@ import { get, post } from "../api.js";
 import { plural } from "../format.js";
 import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "../lib.js";
 import { go } from "../router.js";
-import { may } from "../session.js";
+import { may, session } from "../session.js";
 import { nodes, tell } from "../store.js";
 import { Button, Command, Copy, Empty } from "../ui.js";
 import { ARRAY_FIELDS, COMMAND, COMMON, MORE, bodyOf, fieldOf, typedOf } from "./asking.js";
@@ -31,9 +31,9 @@ function Form({ query }) {
   const [readings, setReadings] = useState(0); //: dropped folders that are being read
   const [sent, setSent] = useState(null); //: reference to the files, once a node has them
   const [progress, setProgress] = useState(null);
-  const over = useRef(null); //: ends the sending
+  const over = useRef(null); //: ends the sending; null while nothing is submitted
   const once = useRef(null); //: key and id of one submission, however often it is sent
-  const form = useRef(null);
+  const form = useRef(null); //: null after another view was opened
   const isReading = readings > 0;
   const hasFiles = tree.files.size + tree.folders.size > 0;
   const body = withTree(bodyOf(typed, arrayOf), sent);
@@ -64,7 +64,11 @@ function Form({ query }) {
     fill(from, over.signal);
     return () => over.abort();
   }, [from]);
-  useEffect(() => () => over.current?.abort(), []);
+  useEffect(() => () => {
+    if (over.current === null) return;
+    if (session.value === null) over.current.abort(); // The next one to sign in may be somebody else.
+    else tell("The task is still being submitted", { hint: "Leave this page open until then." });
+  }, []);
   const changeTree = (changed) => {
     once.current = null;
     setSent(null);
@@ -72,7 +76,6 @@ function Form({ query }) {
   };
   const sendFiles = async () => {
     if (!hasFiles) return body; // A node may have the files already.
-    over.current = new AbortController();
     try {
       const answer = await sendTree(tree, { signal: over.current.signal, tell: setProgress });
       setSent(answer);
@@ -95,6 +98,8 @@ function Form({ query }) {
     if (isBusy || isReading) return; // It would lack files.
     setBusy(true);
     setWrong(null);
+    over.current = new AbortController();
+    addEventListener("beforeunload", ask);
     try {
       const whole = await sendFiles();
       once.current ??= { key: crypto.randomUUID(), id: await newId() };
@@ -103,13 +108,16 @@ function Form({ query }) {
       const task = await post("/api/v1/tasks", { id, ...whole }, options);
       once.current = null;
       tell(`${arrayOf ? "Array" : "Task"} submitted${task.replicas > 1 ? `, and stored on ${task.replicas} nodes` : ""}`, { kind: "good" });
-      go(["tasks", task.id]);
+      if (form.current !== null) go(["tasks", task.id]);
     } catch (problem) {
+      if (form.current === null) tell("The task was not submitted", { kind: "bad", hint: problem.hint || problem.message });
       if (problem.name === "AbortError") return;
       if (problem instanceof Unsendable) setWrong({ name: "", text: problem.message, hint: problem.hint });
       else if (problem.status === undefined) throw problem;
       else setWrong({ name: fieldOf(problem.field, arrayOf), text: problem.error, hint: problem.hint });
     } finally {
+      removeEventListener("beforeunload", ask);
+      over.current = null;
       setBusy(false);
     }
   };
@@ -164,6 +172,9 @@ const countMore = (typed) => MORE.flatMap(({ fields }) => fields).filter(({ name
 
 /** Returns a body with the files that are sent along into a folder of its own. */
 const withTree = (body, sent) => (sent === null ? body : { ...body, workdir: "scratch", tree: sent });
+
+/** Makes a browser ask before it closes the page. */
+const ask = (event) => event.preventDefault();
 
 /** Requests an id of the usual length; ids derived from a key are long. */
 async function newId() {
