@@ -353,7 +353,8 @@ def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecr
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no mesh secret at {path}",
-            hint=f"(umask 077; octaskly secret new > {shlex.quote(str(path))})",
+            hint="octaskly secret new | install -m 600 /dev/stdin "
+            + shlex.quote(str(path)),
         ) from error
     try:
         return parse_secret(data.decode("ascii"))

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from octaskly.trust import MeshSecret
 
 
-@click.group(epilog="Example: (umask 077; octaskly secret new > mesh.key)")
+@click.group(epilog="Example: octaskly secret new | install -m 600 /dev/stdin mesh.key")
 def secret() -> None:
     """Create the secret that all nodes of a mesh share."""
 
 
-@secret.command("new", epilog="Example: (umask 077; octaskly secret new > mesh.key)")
+@secret.command(
+    "new", epilog="Example: octaskly secret new | install -m 600 /dev/stdin mesh.key"
+)
 def new_secret() -> None:
     """Print a new mesh secret, and nothing else.
 

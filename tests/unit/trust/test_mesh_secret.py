@@ -335,7 +335,8 @@ def test_the_error_for_a_missing_file_says_how_to_make_one(tmp_path: Path) -> No
         load_secret(path)
 
     assert str(path) in str(caught.value)
-    assert caught.value.hint == f"(umask 077; octaskly secret new > {path})"
+    new = "octaskly secret new | install -m 600 /dev/stdin"
+    assert caught.value.hint == f"{new} {path}"
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o610, 0o602])
