@@ -131,6 +131,19 @@ SEARCHES = f"""async () => {{
     rows.close();
     return [rows.at(0).id, rows.at(1)?.id];
 }}"""
+#: Searches past the first page, and again after missed events.
+SEARCHES_AGAIN = f"""async () => {{
+    const {{ Finds }} = await import("/static/app/views/rows.js");
+    const until = {UNTIL};
+    const rows = new Finds({{ text: "x" }}, true);
+    await until(() => rows.at(99));
+    rows.want(90, 100);
+    await until(() => rows.at(100));
+    const before = rows.at(100).status;
+    await rows.refresh();
+    rows.close();
+    return [before, rows.at(100)?.status, rows.total.value];
+}}"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
     const lanes = new Lanes();
@@ -428,6 +441,29 @@ async def test_search_continues_after_a_failed_request(page: Page) -> None:
     await page.unroute_all()
 
     assert found == ["task-1", "task-2"]
+
+
+async def test_all_rows_of_a_search_are_read_again_after_missed_events(
+    page: Page,
+) -> None:
+    """Also those beyond its first page, whose states may be those of hours ago."""
+    asked: list[str] = []
+
+    async def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        (after,) = query.get("after", [""])
+        asked.append(after)
+        rows = range(100) if not after else range(100, 120)
+        status = "completed" if asked.count("") > 1 else "running"
+        tasks = [{"id": f"task-{row}", "status": status} for row in rows]
+        more = {"next": None, "left": 0} if after else {"next": "task-99", "left": 20}
+        await route.fulfill(json={"tasks": tasks, **more})
+
+    await page.route(f"**{TASKS}?*", answer)
+    found = await page.evaluate(SEARCHES_AGAIN)
+    await page.unroute_all()
+
+    assert found == ["running", "completed", 120]
 
 
 @st.composite

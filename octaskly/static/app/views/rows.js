@@ -204,6 +204,7 @@ export class Finds extends Rows {
   #rows = [];
   #next = null;
   #goal = 0;
+  #isStale = false; //: events were missed
 
   constructor(query, isNewestFirst) {
     super(SEARCH_REFRESH_MS);
@@ -224,9 +225,15 @@ export class Finds extends Rows {
     if (last >= this.#rows.length - ROUND_ROWS / 2) this.#search();
   }
 
-  /** Reads the first page again; rows beyond it stay. */
+  refresh() {
+    this.#isStale = true;
+    return super.refresh();
+  }
+
+  /** Reads the first page again; rows beyond it stay, unless events were missed. */
   async reread() {
     if (this.total.value === null) return this.#search();
+    if (this.#isStale) return this.#again();
     const found = await this.ask({ ...this.query, limit: PAGE_ROWS });
     if (found === null) return;
     const fresh = found.tasks.filter((task) => !this.known.has(task.id));
@@ -244,14 +251,41 @@ export class Finds extends Rows {
     while (!this.isOver.value && this.#rows.length < this.#goal) {
       const found = await this.ask({ ...this.query, after: this.#next, limit: PAGE_ROWS });
       if (found === null) break;
-      this.#next = found.next;
-      this.left.value = found.left;
-      this.isOver.value = found.next === null || this.#rows.length >= FINDS_MAX;
       this.#take(found.tasks, false);
+      this.#note(found);
       this.draw();
     }
     this.isBusy.value = false;
     if (this.problem.value === null) this.total.value ??= 0;
+    if (this.#isStale && this.problem.value === null) this.#again();
+  }
+
+  /** Searches again, as far as before; the earlier rows stay until then. */
+  async #again() {
+    if (this.isBusy.value) return; // Then the search under way comes back to this.
+    this.isBusy.value = true;
+    this.#isStale = false;
+    const rows = [];
+    let found = { next: null };
+    do {
+      found = await this.ask({ ...this.query, after: found.next, limit: PAGE_ROWS });
+      rows.push(...(found?.tasks ?? []));
+    } while (found !== null && found.next !== null && rows.length < this.#rows.length);
+    this.isBusy.value = false;
+    this.#isStale ||= found === null;
+    if (found === null) return;
+    this.#rows = [];
+    this.known.clear();
+    this.#take(rows, false);
+    this.#note(found);
+    this.draw();
+    if (this.#rows.length < this.#goal) this.#search();
+  }
+
+  #note({ next, left }) {
+    this.#next = next;
+    this.left.value = left;
+    this.isOver.value = next === null || this.#rows.length >= FINDS_MAX;
   }
 
   #take(tasks, isBefore) {
