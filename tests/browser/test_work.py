@@ -324,7 +324,7 @@ async def test_task_is_submitted_although_its_form_was_left(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
     """While files are sent, one may look at another view; a close is asked about."""
-    (tmp_path / "note.txt").write_text("a note\n")
+    (tmp_path / "note.txt").write_text("a note of a form that was left\n")
     begun, is_open = asyncio.Event(), asyncio.Event()
 
     async def hold(route: Route) -> None:
