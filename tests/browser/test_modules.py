@@ -144,6 +144,17 @@ SEARCHES_AGAIN = f"""async () => {{
     rows.close();
     return [before, rows.at(100)?.status, rows.total.value];
 }}"""
+#: Searches all tasks, oldest first, and looks for new ones twice.
+SEARCHES_ON = f"""async () => {{
+    const {{ Finds }} = await import("/static/app/views/rows.js");
+    const rows = new Finds({{ text: "x" }}, false);
+    for (let n = 0; n < 3; n++) {{
+        await ({UNTIL})(() => rows.isOver.value);
+        if (n < 2) await rows.reread();
+    }}
+    rows.close();
+    return Array.from({{ length: rows.total.value }}, (_, n) => rows.at(n).id);
+}}"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
     const lanes = new Lanes();
@@ -464,6 +475,33 @@ async def test_all_rows_of_a_search_are_read_again_after_missed_events(
     await page.unroute_all()
 
     assert found == ["running", "completed", 120]
+
+
+async def test_new_tasks_come_last_in_a_search_from_the_oldest(page: Page) -> None:
+    """Although it has searched all tasks, over any number of pages."""
+    pages = [
+        (["a"], "a", ""),
+        (["b"], None, "a"),
+        (["b", "c"], None, "a"),
+        (["b", "c", "d"], "d", "a"),
+        (["e"], None, "d"),
+    ]
+    expected = list(pages)
+    asked: list[tuple[list[str], str | None, str]] = []
+
+    async def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        ids, end, _ = pages.pop(0)
+        asked.append((ids, end, query.get("after", [""])[0]))
+        tasks = [{"id": f"task-{one}"} for one in ids]
+        await route.fulfill(json={"tasks": tasks, "next": end, "left": 0})
+
+    await page.route(f"**{TASKS}?*", answer)
+    found = await page.evaluate(SEARCHES_ON)
+    await page.unroute_all()
+
+    assert found == [f"task-{one}" for one in "abcde"]
+    assert asked == expected
 
 
 @st.composite

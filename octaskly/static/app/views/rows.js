@@ -230,15 +230,17 @@ export class Finds extends Rows {
     return super.refresh();
   }
 
-  /** Reads the first page again; rows beyond it stay, unless events were missed. */
+  /** Reads the page that new rows are in; others stay, unless events were missed. */
   async reread() {
     if (this.total.value === null) return this.#search();
     if (this.#isStale) return this.#again();
-    const found = await this.ask({ ...this.query, limit: PAGE_ROWS });
+    const isAtEnd = !this.query.newest && this.isOver.value;
+    const found = await this.ask({ ...this.query, after: isAtEnd ? this.#next : null, limit: PAGE_ROWS });
     if (found === null) return;
     const fresh = found.tasks.filter((task) => !this.known.has(task.id));
     for (const task of found.tasks) Object.assign(this.known.get(task.id) ?? {}, task);
-    if (this.query.newest && fresh.length) this.#take(fresh, true);
+    if (this.query.newest || isAtEnd) this.#take(fresh, !isAtEnd);
+    if (isAtEnd) this.#note(found);
     this.draw();
     if (this.#rows.length < this.#goal) this.#search(); // A request may have failed.
   }
@@ -283,7 +285,7 @@ export class Finds extends Rows {
   }
 
   #note({ next, left }) {
-    this.#next = next;
+    this.#next = next ?? this.#next; // New tasks come after it.
     this.left.value = left;
     this.isOver.value = next === null || this.#rows.length >= FINDS_MAX;
   }
