@@ -155,6 +155,15 @@ SEARCHES_ON = f"""async () => {{
     rows.close();
     return Array.from({{ length: rows.total.value }}, (_, n) => rows.at(n).id);
 }}"""
+#: Looks for new tasks again and again.
+SEARCHES_LONG = f"""async (rounds) => {{
+    const {{ Finds }} = await import("/static/app/views/rows.js");
+    const rows = new Finds({{ text: "x" }}, true);
+    await ({UNTIL})(() => rows.isOver.value);
+    for (let n = 0; n < rounds; n++) await rows.reread();
+    rows.close();
+    return [rows.total.value, rows.known.size, rows.at(0).id];
+}}"""
 LANES = """async ([slots, answers]) => {
     const { Lanes } = await import("/static/app/views/lanes.js");
     const lanes = new Lanes();
@@ -502,6 +511,25 @@ async def test_new_tasks_come_last_in_a_search_from_the_oldest(page: Page) -> No
 
     assert found == [f"task-{one}" for one in "abcde"]
     assert asked == expected
+
+
+async def test_search_that_stays_open_keeps_a_limited_number_of_rows(
+    page: Page,
+) -> None:
+    """The latest ones, however many new tasks match."""
+    many, rounds = 1000, 6
+    numbers = itertools.count()
+
+    async def answer(route: Route) -> None:
+        tasks = [{"id": f"task-{next(numbers)}"} for _ in range(many)][::-1]
+        await route.fulfill(json={"tasks": tasks, "next": None, "left": 0})
+
+    await page.route(f"**{TASKS}?*", answer)
+    total, known, first = await page.evaluate(SEARCHES_LONG, rounds)
+    await page.unroute_all()
+
+    assert (total, known) == (5000, 5000)
+    assert first == f"task-{next(numbers) - 1}"
 
 
 @st.composite

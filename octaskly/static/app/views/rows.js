@@ -291,8 +291,10 @@ export class Finds extends Rows {
   }
 
   #take(tasks, isBefore) {
-    this.#rows = isBefore ? [...tasks, ...this.#rows] : [...this.#rows, ...tasks];
+    const rows = isBefore ? [...tasks, ...this.#rows] : [...this.#rows, ...tasks];
+    this.#rows = rows.slice(0, FINDS_MAX);
     for (const task of tasks) this.known.set(task.id, task);
+    for (const { id } of rows.slice(FINDS_MAX)) this.known.delete(id);
     this.total.value = this.#rows.length;
   }
 }
