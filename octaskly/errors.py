@@ -121,6 +121,10 @@ class CyclicTasks(TaskError):
     """The dependencies between the tasks of one request form a cycle."""
 
 
+class ParentTooLarge(TaskError):
+    """A task is to get the outputs of an array that has too many members."""
+
+
 class InputsCollide(TaskError):
     """A file that is sent with a task and an output of a parent have the same path."""
 

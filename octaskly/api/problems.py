@@ -77,6 +77,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskNotCancellable: (409, "Cannot cancel running task"),
     errors.ParentNotFound: (400, "Parent task not found"),
     errors.CyclicTasks: (400, "Circular dependency between tasks"),
+    errors.ParentTooLarge: (400, INVALID_VALUE),
     errors.InputsCollide: (400, "Two inputs have the same path"),
     errors.NoNodeFits: (422, "No node can run the task"),
     errors.QueueFull: (429, "Queue is full"),

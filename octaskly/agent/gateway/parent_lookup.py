@@ -21,6 +21,7 @@ from octaskly.errors import (
     CyclicTasks,
     InputsCollide,
     ParentNotFound,
+    ParentTooLarge,
     TaskNotFound,
 )
 from octaskly.files.output_patterns import has_wildcards, prefixes
@@ -30,6 +31,7 @@ from octaskly.store import Store
 FilesOfTree = Callable[[InputTree], Mapping[str, int]]
 """Returns the files of a tree with their sizes; none if it is not here. Blocks."""
 
+MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
 OUTPUTS_READ_MAX: Final = 1000  #: parents in one request whose outputs are compared
 
 FindTask = Callable[[str], Awaitable[TaskRecord]]
@@ -47,6 +49,7 @@ async def resolve_parents(
 
     Raises:
         ParentNotFound: a parent does not exist, or is a member of an array.
+        ParentTooLarge: the outputs of too many members are wanted.
         CyclicTasks: tasks of the request wait for each other.
         CatchingUp: a parent is unknown here, but another node may know it.
     """
@@ -54,6 +57,7 @@ async def resolve_parents(
         return tuple(drafts)
     own = {str(draft.id): draft for draft in drafts if draft.id is not None}
     known = await _read_parent_names(drafts, own, store, find_task)
+    await _check_members(drafts, own, known, store)
     return _ParentResolver(own, known, submitter).resolve_all(drafts)
 
 
@@ -219,6 +223,41 @@ async def _read_parent_names(
             hint = f"{ref} is a member of an array: use the array as parent"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known
+
+
+async def _check_members(
+    drafts: Sequence[TaskDraft],
+    own: Mapping[str, TaskDraft],
+    known: Mapping[str, str],
+    store: Store,
+) -> None:
+    """Refuse outputs of too many members now, not when the array has ended."""
+    counts: dict[str, int] = {}
+    for index, draft in enumerate(drafts):
+        outputs_of = draft.options.outputs_of if draft.options else ()
+        for place, task in enumerate(outputs_of):
+            if task not in counts:
+                counts[task] = await _member_count(task, own, known, store)
+            if counts[task] > MEMBERS_MAX:
+                at = "$" if len(drafts) == 1 else f"$[{index}]"
+                raise ParentTooLarge(
+                    "Too many members",
+                    field=f"{at}.outputs_of[{place}]",
+                    hint=f"array {task} has {counts[task]} members; a task can get the"
+                    f" outputs of at most {MEMBERS_MAX}",
+                )
+
+
+async def _member_count(
+    task: str, own: Mapping[str, TaskDraft], known: Mapping[str, str], store: Store
+) -> int:
+    """Return the number of members of a parent; 0 if it is not an array."""
+    if (draft := own.get(task)) is not None:
+        array = draft.options.array if draft.options else None
+    else:
+        record = await store.read_task(known[task], TaskParts.BRIEF)
+        array = record.spec.array if record and record.spec else None
+    return array.count if array else 0
 
 
 def _parent_fields(draft: TaskDraft) -> Iterator[tuple[str, str]]:

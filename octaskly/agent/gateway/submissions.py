@@ -273,7 +273,8 @@ class SubmissionService:
             StdinFreed: a new task would repeat one whose stdin is gone.
             NotDurable: durability is strict, and no standby acknowledges.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
-            ParentNotFound, CyclicTasks, CatchingUp: see `resolve_parents`.
+            ParentNotFound, ParentTooLarge, CyclicTasks, CatchingUp: see
+                `resolve_parents`.
             InputsCollide: see `check_input_paths`.
             StoreFull: the disk takes no writes. The tasks may be accepted once it
                 takes writes again.

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.gateway.parent_lookup import FilesOfTree
+from octaskly.agent.gateway.parent_lookup import MEMBERS_MAX, FilesOfTree
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import CatchUpRequested, OutputRequested
 from octaskly.core.log.merge import TaskRecord
@@ -36,7 +36,6 @@ from octaskly.ports.output import OutputChunk
 from octaskly.ports.store import TaskParts
 from octaskly.store import Store
 
-MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
 ANSWER_S: Final = 10.0  #: a visitor that takes longer counts as having no output
 OUTPUT_BYTES_MAX: Final = 1000 << 20
 """Limit on the output that is read from a visitor, as on a file of output."""

@@ -631,6 +631,27 @@ def test_a_task_gets_the_outputs_of_all_members_of_an_array(
     assert ended["stdout"].split() == [*"0123"], ended
 
 
+def test_outputs_of_too_many_members_are_refused(agents: list[Agent]) -> None:
+    """Else the task failed only when the array had ended."""
+    never = {"outputs": ["x"], "workdir": "scratch", "requires": {"node": "elm"}}
+    refused = 1001
+    for count in (1000, refused):
+        array = {"range": f"1-{count}"}
+        known = submit(agents[0], "true", **never, array=array)
+        child = {"command": "true", "workdir": "scratch"}
+        own = {"id": f"own-{count}", "command": "true", "array": array, **never}
+        for body, field in (
+            ({**child, "outputs_of": [known]}, "$.outputs_of[0]"),
+            ([own, {**child, "outputs_of": [own["id"]]}], "$[1].outputs_of[0]"),
+        ):
+            status, answer = agents[0].call("POST", "/api/v1/tasks", body)
+            if count == refused:
+                assert (status, answer["field"]) == (400, field), answer
+                assert "1001 members" in answer["hint"]
+            else:
+                assert status == 201, answer
+
+
 def test_a_sent_file_with_the_path_of_an_output_is_refused(
     agents: list[Agent],
 ) -> None:
