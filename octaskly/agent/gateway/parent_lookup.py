@@ -32,7 +32,7 @@ FilesOfTree = Callable[[InputTree], Mapping[str, int]]
 """Returns the files of a tree with their sizes; none if it is not here. Blocks."""
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
-OUTPUTS_READ_MAX: Final = 1000  #: parents in one request whose outputs are compared
+OUTPUTS_READ_MAX: Final = 1000  #: parents in one request whose outputs are checked
 
 FindTask = Callable[[str], Awaitable[TaskRecord]]
 
@@ -237,6 +237,8 @@ async def _check_members(
         outputs_of = draft.options.outputs_of if draft.options else ()
         for place, task in enumerate(outputs_of):
             if task not in counts:
+                if len(counts) == OUTPUTS_READ_MAX:
+                    return  # The worker will refuse what is left.
                 counts[task] = await _member_count(task, own, known, store)
             if counts[task] > MEMBERS_MAX:
                 at = "$" if len(drafts) == 1 else f"$[{index}]"
