@@ -295,6 +295,26 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     await expect(files).to_contain_text("files of the original task are sent along")
 
 
+async def test_files_of_a_task_are_listed_after_a_failed_request(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """As during a change of dispatcher; nobody has to reload the page."""
+    task = submit(mesh[0], "echo >out", workdir="scratch", outputs=["out"])
+    finished(mesh[0], task)
+
+    async def fail(route: Route) -> None:
+        said = {"error": "No dispatcher", "hint": "Wait a moment", "status": 503}
+        await route.fulfill(status=503, json=said)
+
+    await page.route("**/outputs?*", fail, times=1)
+    await show(page, "tasks", task)
+    files = page.get_by_role("region", name="Output files", exact=True)
+
+    await expect(files.get_by_role("alert")).to_contain_text("Wait a moment")
+    await expect(files.get_by_role("status")).to_contain_text("1 file")
+    await expect(files.get_by_role("alert")).to_have_count(0)
+
+
 async def test_no_dropped_file_is_left_out(page: Page, tmp_path: Path) -> None:
     """Neither what was added while a folder is read, nor the folder."""
     folder, note = tmp_path / "folder", tmp_path / "note.txt"

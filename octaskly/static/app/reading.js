@@ -6,7 +6,7 @@
 import { mayPass } from "./api.js";
 import { useEffect, useRef, useState } from "./lib.js";
 
-const RETRY_MS = 2000; //: after a failed request
+export const RETRY_MS = 2000; //: after a failed request
 
 /** Runs a function again and again, never twice at a time. */
 export class Reader {

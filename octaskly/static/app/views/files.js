@@ -1,8 +1,9 @@
 /** The files of a task: those that were sent along, and its outputs. */
 
-import { download, get } from "../api.js";
+import { download, get, mayPass } from "../api.js";
 import { ago, plural, size, visible } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
+import { RETRY_MS, Reader } from "../reading.js";
 import { may } from "../session.js";
 import { now } from "../store.js";
 import { Button } from "../ui.js";
@@ -66,7 +67,7 @@ const NONE = { entries: [], total: null, bytes: 0, problem: null };
 /** The entries that were read so far, and a function that reads the next page. */
 function usePages(path) {
   const [found, setFound] = useState(NONE);
-  const read = async (offset, signal) => {
+  const read = async (offset, signal, reader) => {
     try {
       const page = await get(path, { limit: PAGE, offset }, { quiet: true, signal });
       setFound(({ entries }) => ({ ...page, entries: [...entries.slice(0, offset), ...page.entries], problem: null }));
@@ -74,13 +75,14 @@ function usePages(path) {
       if (signal?.aborted) return;
       if (problem.status === undefined) throw problem;
       setFound((before) => ({ ...before, problem }));
+      if (mayPass(problem)) reader?.soon(RETRY_MS);
     }
   };
   useEffect(() => {
-    const over = new AbortController();
+    const reader = new Reader((signal) => read(0, signal, reader));
     setFound(NONE);
-    if (path !== null) read(0, over.signal);
-    return () => over.abort();
+    if (path !== null) reader.read();
+    return () => reader.close();
   }, [path]);
   return { ...found, more: () => read(found.entries.length) };
 }

@@ -7,14 +7,13 @@
 
 import { get, mayPass } from "../api.js";
 import { signal } from "../lib.js";
-import { Reader } from "../reading.js";
+import { RETRY_MS, Reader } from "../reading.js";
 import { PAGE_ROWS, pagesOf } from "./virtual.js";
 
 const PAGES_MAX = 40; //: that are kept
 const SETTLE_MS = 60; //: no requests while somebody scrolls
 const REFRESH_MS = 1000;
 const SEARCH_REFRESH_MS = 5000;
-const RETRY_MS = 2000; //: after a failed request
 const FINDS_MAX = 5000;
 const ROUND_ROWS = 100;
 
