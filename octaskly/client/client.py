@@ -278,7 +278,8 @@ class Client:
     ) -> Generator[Task]:
         """Yield the members of an array with their output, in order or as they end.
 
-        A member that was cancelled before it started has no result.
+        A member that waited when its array was cancelled has no result. One that was
+        cancelled by itself has one without output.
         """
         until = self._requests.deadline_after(deadline_s)
         flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)

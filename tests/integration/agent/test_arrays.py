@@ -133,6 +133,24 @@ def test_results_of_all_members_come_in_one_stream(
     assert codes[7] == ("completed", 0)
 
 
+@pytest.mark.parametrize("order", ["end", "number"])
+def test_only_a_member_cancelled_by_itself_has_a_result_without_a_start(
+    agent: Agent, order: str
+) -> None:
+    """Those that waited when the array was cancelled have none."""
+    array = submit(agent, "true", array={"range": "1-3"}, requires={"node": "elm"})
+    for target in (f"{array}.2", array):
+        assert agent.call("DELETE", f"{TASKS}/{target}")[0] == 200
+
+    with stream(agent, f"{ARRAYS}/{array}/results?order={order}") as events:
+        result, end = events
+
+    assert end.name == "end"
+    found = result.data
+    assert (found["index"], found["status"]) == (2, "cancelled")
+    assert (found["attempt"], found["exit_code"], found["stdout"]) == (None, None, None)
+
+
 def test_only_arrays_have_results(agent: Agent) -> None:
     """A task has its own route, and unknown arrays are refused."""
     task = submit(agent, "true")
