@@ -517,6 +517,28 @@ async def test_waiting_task_gets_another_priority(
     assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
 
 
+async def test_error_of_a_dialog_is_shown_in_front_of_it(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """The page behind is dark, and takes no clicks."""
+    task = submit(mesh[0], "true", requires={"labels": {"no": "node"}})
+
+    async def fail(route: Route) -> None:
+        said = {"error": "No dispatcher", "hint": "Wait a moment", "status": 503}
+        await route.fulfill(status=503, json=said)
+
+    await page.route("**/reprioritize", fail)
+    await show(page, "tasks", task)
+    await page.get_by_role("button", name="Priority …").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_role("button", name="Change").click()
+
+    await expect(dialog.get_by_role("status")).to_contain_text("No dispatcher")
+    await dialog.get_by_role("button", name="Dismiss").click()
+    await expect(page.get_by_text("No dispatcher")).to_have_count(0)
+    assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
+
+
 async def test_a_dialog_stays_open_when_the_reason_arrives(
     page: Page, mesh: list[Agent]
 ) -> None:

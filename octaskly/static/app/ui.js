@@ -105,7 +105,8 @@ export function Dialog({ title, onClose, children }) {
       </header>
       ${children}
     </div>
-  </dialog>`;
+    <${Toasts} />
+  </dialog>`; // The page with its own messages is inert and dark meanwhile.
 }
 
 /** The messages that `tell` shows. */
