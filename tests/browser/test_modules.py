@@ -173,6 +173,16 @@ LANES = """async ([slots, answers]) => {
         [key, start, Number.isFinite(end) ? end : null];
     return [lanes.nodes.get("ana").map((bars) => bars.map(shown)), lanes.waiting];
 }"""
+#: The nodes with lanes after others joined and left, which ran attempts or not.
+LANES_LEFT = """async ([answer, ...names]) => {
+    const { Lanes } = await import("/static/app/views/lanes.js");
+    const lanes = new Lanes();
+    for (const name of names) {
+        lanes.fit([{ name, slots: 2 }]);
+        lanes.take(answer);
+    }
+    return [...lanes.nodes.keys()];
+}"""
 FAMILIES = """async (commands) => {
     const { familyOf, toneOf } = await import("/static/app/views/lanes.js");
     return commands.map((one) => [familyOf(one), toneOf(familyOf(one))]);
@@ -597,6 +607,15 @@ async def test_running_bars_become_ended_ones_and_surplus_attempts_wait(
         [[["a#1@ana", 0, 2000], ["b#1@ana", 2000, None]]],
         0,
     ]
+
+
+async def test_node_that_left_keeps_its_lanes_only_with_bars(page: Page) -> None:
+    """Else a page that stays open has empty lanes for all visitors that ever were."""
+    answer = {"running": [], "ended": [attempt("a", 0, 2000)]}
+
+    left = await page.evaluate(LANES_LEFT, [answer, "visitor", "ana", "ben"])
+
+    assert sorted(left) == ["ana", "ben"]
 
 
 async def test_command_is_labelled_by_its_program_or_script(page: Page) -> None:

@@ -33,8 +33,12 @@ export class Lanes {
     return this.#known.size;
   }
 
-  /** Adds lanes until these nodes have one per slot. */
+  /** Adds lanes until these nodes have one per slot; others keep theirs while they have bars. */
   fit(nodes) {
+    const present = new Set(nodes.map(({ name }) => name));
+    for (const [name, lanes] of this.nodes) {
+      if (!present.has(name) && lanes.every((bars) => bars.length === 0)) this.nodes.delete(name);
+    }
     for (const { name, slots } of nodes) {
       const lanes = this.#lanesOf(name);
       while (lanes.length < slots) lanes.push([]);
