@@ -365,6 +365,7 @@ class ApiServer:
     """The REST API of one node."""
 
     _server: web.Server | None = None  #: shared by all connections
+    _lan_sockets: tuple[socket.socket, ...] = ()  #: those of the LAN port
     _socket_path: Path | None = None
     _lan_url: str | None = None  #: as this machine reaches the LAN port
 
@@ -393,7 +394,6 @@ class ApiServer:
     ) -> None:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._listening: dict[socket.socket, asyncio.Task[None]] = {}
-        self._lan_sockets: tuple[socket.socket, ...] = ()  #: a part of these
         self._lan_ssl, self._identify_peer = lan_ssl, identify_peer
         # Of their own: clients that move files must not delay what the store does.
         self._body_threads = threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
