@@ -25,10 +25,19 @@ DIALS_TO_HOST_MAX: Final = 2
 
 
 class DialLimiter:
-    """Bounds concurrent dials, in total and per host; waiters are served in order."""
+    """Bounds concurrent dials, in total and per host; waiters are served in order.
 
-    def __init__(self) -> None:
-        self._all = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
+    Addresses of members have places of their own: anybody can announce hosts that
+    accept connections and then say nothing.
+
+    Args:
+        members: Addresses of members.
+    """
+
+    def __init__(self, members: MemberAddresses) -> None:
+        self._members = members
+        self._to_members = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
+        self._to_others = asyncio.Semaphore(DIALS_AT_ONCE_MAX)
         self._hosts = WeakValueDictionary[str, asyncio.Semaphore]()
 
     @asynccontextmanager
@@ -38,7 +47,8 @@ class DialLimiter:
         most = DIALS_AT_ONCE_MAX if is_here else DIALS_TO_HOST_MAX
         host_limit = self._hosts.get(host) or asyncio.Semaphore(most)
         self._hosts[host] = host_limit
-        async with host_limit, self._all:
+        is_member = host in self._members
+        async with host_limit, self._to_members if is_member else self._to_others:
             yield
 
 

@@ -141,7 +141,7 @@ class Transport:
         self._handshake_limiter = build_handshake_limiter(bounds, self._members)
         self._violators = ViolationBackoff(clock)
         self._dial_keys: set[NodeId | Address] = set()
-        self._dial_limiter = DialLimiter()
+        self._dial_limiter = DialLimiter(self._members)
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._accepting: dict[socket.socket, asyncio.Task[None]] = {}
