@@ -65,8 +65,13 @@ class BatchedReads:
         self._plan_next()
         for fd, _ in readable:
             callback = self._callbacks.get(fd)
-            if callback is not None:  # No other one has removed it.
+            if callback is None:
+                continue  # Another one has removed it.
+            try:
                 callback()
+            except Exception as error:  # noqa: BLE001 - as for a reader of the loop
+                context = {"message": "reading a link failed", "exception": error}
+                self._loop.call_exception_handler(context)
 
     def _plan_next(self) -> None:
         """Read again after a batch, or as soon as a link is readable."""

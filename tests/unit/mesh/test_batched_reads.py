@@ -136,3 +136,23 @@ async def test_a_link_that_is_removed_is_not_read(links: Links) -> None:
     for _ in range(TURNS):
         await asyncio.sleep(0)
     assert links.read_count == 2
+
+
+async def test_a_link_whose_reading_fails_keeps_no_other_from_being_read(
+    links: Links,
+) -> None:
+    """The event loop reports it, as for any of its readers."""
+    reported: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    broken, other = socket.socketpair()
+    with broken, other:
+        other.send(b".")  # It is not read, so the link stays readable.
+        links.reads.add_reader(broken.fileno(), partial(int, "no number"))
+        links.add(3)
+        links.send(3)
+
+        await links.until_read(3)
+        links.reads.remove_reader(broken.fileno())
+
+    assert {type(each["exception"]) for each in reported} == {ValueError}
