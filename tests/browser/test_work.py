@@ -298,7 +298,7 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
 async def test_files_of_a_task_are_listed_after_a_failed_request(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """As during a change of dispatcher; nobody has to reload the page."""
+    """The first request may fail during a change of dispatcher."""
     task = submit(mesh[0], "echo >out", workdir="scratch", outputs=["out"])
     finished(mesh[0], task)
 

@@ -57,7 +57,7 @@ def three_tasks(api: Api) -> Api:
 
 
 def test_ls_prints_an_ended_task_whose_name_has_a_dot(api: Api, octaskly: Run) -> None:
-    """What follows a dot is a number in the id of a member only."""
+    """Only in the id of a member does a number follow the dot."""
     api.tasks["build.v2"] = ended_task(1, id="build.v2")
 
     done = octaskly("ls")

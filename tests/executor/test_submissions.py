@@ -209,7 +209,7 @@ def test_an_unexpected_error_ends_all_futures(
 def test_a_cancelled_future_cancels_its_task_though_the_answer_was_lost(
     agents: list[Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node has accepted it; nobody waits for it any more."""
+    """The node has accepted it, but its future has ended."""
     with (
         octaskly.Client(state_dir=agents[0].state) as client,
         octaskly.Executor(state_dir=agents[1].state) as executor,

@@ -76,8 +76,8 @@ class MeshView:
 
         Args:
             now: The current time.
-            takeover: This node's latest takeover. A dispatcher may claim further
-                epochs, which replace nobody.
+            takeover: This node's latest takeover. It stays the same when a
+                dispatcher claims a further epoch.
         """
         if self.is_serving and (
             self._epoch_start is None or self._epoch_start[0] != self.epoch

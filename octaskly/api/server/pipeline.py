@@ -116,7 +116,7 @@ class RequestPipeline:
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
         except asyncio.CancelledError:
-            # The change may have been made, and nobody gets the answer.
+            # The client gets no answer, but its change may have been made.
             self._lifecycle.auditor.record_departure(seen, request.method)
             raise
         except Exception as error:  # `problem_of` maps it to a status; default 500.

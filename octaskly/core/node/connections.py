@@ -69,7 +69,7 @@ class LinkPolicy:
             (peer, view.dispatcher == dispatcher)
             for peer, view in peers
             if peer not in needed
-            # A lost peer that follows nobody may need this node as a relay.
+            # A lost peer without a dispatcher may need this node as a relay.
             and (view.dispatcher is not None or self._roster_builder.is_present(peer))
         ]
 

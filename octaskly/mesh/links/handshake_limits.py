@@ -27,8 +27,8 @@ DIALS_TO_HOST_MAX: Final = 2
 class DialLimiter:
     """Bounds concurrent dials, in total and per host; waiters are served in order.
 
-    Addresses of members have places of their own: anybody can announce hosts that
-    accept connections and then say nothing.
+    Dials to members are counted apart from those to other hosts. A stranger can
+    announce many hosts that accept a connection and then send nothing.
 
     Args:
         members: Addresses of members.

@@ -416,7 +416,7 @@ def test_a_client_whose_node_restarts_lends_again(
 def test_a_lender_whose_thread_fails_says_so(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its tasks would wait for files that nobody sends."""
+    """Otherwise its tasks would wait for files that no client sends."""
     (tmp_path / "file").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     lender = lend(session, scan(["file"]))

@@ -56,7 +56,7 @@ def test_the_status_line_shows_the_role_of_the_node(
 
 
 def test_a_takeover_is_counted_once() -> None:
-    """A dispatcher may claim a further epoch, in which it replaces nobody."""
+    """A dispatcher that claims a further epoch replaces no other node."""
     made = view(Role.DISPATCHER, "a")
     takeover = Takeover(at_ms=1, duration_ms=412, reason="dispatcher lost")
     for term in (2, 3):

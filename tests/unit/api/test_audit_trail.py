@@ -142,7 +142,7 @@ async def test_requests_without_changes_are_not_recorded(
 async def test_a_request_that_may_have_made_its_change_is_recorded(
     desk: Desk, status: int
 ) -> None:
-    """Its client was told that nobody knows."""
+    """The answer says that the outcome is unknown."""
     desk.ask(status, command="make", is_outcome_unknown=True)
 
     (entry,) = await desk.written()

@@ -222,7 +222,7 @@ def test_visitor_that_is_missing_for_a_moment_has_not_left() -> None:
 
 
 def test_visitor_has_not_left_because_a_poll_took_long() -> None:
-    """During a failover nobody answers; the new dispatcher knows no visitor yet."""
+    """A poll takes long, and the new dispatcher does not know the visitors yet."""
     burst = Clocked(visitors_max=1)
     burst.wait()
     burst.poll(9)

@@ -1,4 +1,4 @@
-"""How many addresses an agent dials at once."""
+"""The number of addresses that an agent dials at the same time."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ export class Finds extends Rows {
     if (this.#isStale && this.problem.value === null) this.#again();
   }
 
-  /** Searches again, as far as before; the earlier rows stay until then. */
+  /** Repeats the search up to the last row shown, and then replaces the rows. */
   async #again() {
     if (this.isBusy.value) return; // Then the search under way comes back to this.
     this.isBusy.value = true;

@@ -952,7 +952,7 @@ def test_in_a_large_mesh_followers_keep_the_links_that_matter() -> None:
 
 
 def test_a_node_of_a_large_mesh_that_follows_nobody_keeps_its_links() -> None:
-    """It may not reach the dispatcher, and would claim if nobody told it otherwise."""
+    """It may not reach the dispatcher, and would claim if it heard from no node."""
     shell = Shell(limits=Limits(full_mesh_peers=2))
     shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
