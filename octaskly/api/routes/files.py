@@ -90,6 +90,7 @@ HOLD_PATH: Final = "/internal/v1/files/hold"
 NODE_PACK_PATH: Final = "/internal/v1/files/pack"
 PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
+NO_ROOM_HEADER: Final = "Octaskly-No-Room"
 PART_BYTES: Final = 256 << 10  #: at least so much must arrive within the stall timeout
 PARTS_PER_TURN: Final = 4  #: of a thread; twice as many are in memory per upload
 
@@ -261,7 +262,8 @@ async def hold_inputs(request: Request) -> web.StreamResponse:
 async def send_pack_to_node(request: Request) -> web.StreamResponse:
     """Send small files of this node to another node, in one pack.
 
-    `Retry-After` says that a client has been asked for some that are missing in it.
+    `Retry-After` says that a client has been asked for some that are missing in it, and
+    `Octaskly-No-Room` why this node could not take the largest of them.
     """
     asked, files = request_bodies.parse_wanted_pack(request.body), request.files.store
     if request.visitor is not None:
@@ -269,9 +271,13 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
         require_visitor_access(request, asked.sha256, lent_tree=asked.tree)
     response = web.StreamResponse(headers={"Content-Type": BYTES})
     if asked.tree:
-        wait_s = await request.files.lenders.await_files(asked.tree, asked.sha256)
-        if wait_s is not None:
-            response.headers["Retry-After"] = str(ceil(wait_s))
+        reply = await request.files.lenders.await_files(
+            asked.tree, asked.sha256, asked.largest_bytes
+        )
+        if reply is not None:
+            response.headers["Retry-After"] = str(ceil(reply.retry_s))
+            if reply.no_room:
+                response.headers[NO_ROOM_HEADER] = reply.no_room
     async with request.services.transfers.use_slot(request.visitor):
         parts = files.pack_files(asked.sha256)
         if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):

@@ -116,6 +116,7 @@ class PackIn(FilesIn):
     """A request of a node for small files, perhaps of a tree that a client lends."""
 
     tree: Annotated[str, openapi_schema(pattern=f"^({SHA256.pattern})?$")] = ""
+    largest_bytes: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
 
 
 TREE_HINT: Final = (

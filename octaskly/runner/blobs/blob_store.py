@@ -29,6 +29,7 @@ from octaskly.ports.files import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,
+    FileQuotaExceeded,
     OpenPiece,
     UploadInProgress,
     WrongOffset,
@@ -514,10 +515,14 @@ class BlobStore:
         """Raise FileExceedsQuota if the store may never hold so many bytes."""
         self._room.check_quota(size_bytes)
 
-    def check_room(self, size_bytes: int) -> None:
-        """Raise FileQuotaExceeded if a file of this size cannot be stored now."""
-        with self._lock:
-            self._room.check_room(size_bytes)
+    def why_no_room(self, size_bytes: int) -> str:
+        """Return why a file of this size cannot be stored now; "" if it can be."""
+        try:
+            with self._lock:
+                self._room.check_room(size_bytes)
+        except FileQuotaExceeded as error:
+            return error.message
+        return ""
 
     def list_blobs(self) -> dict[str, tuple[int, float]]:
         """Return size and expiry of all files, by SHA-256."""

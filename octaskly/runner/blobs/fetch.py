@@ -15,7 +15,6 @@ from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX
 from octaskly.ports.files import (
     COPY_RETENTION_S,
     ContentMismatch,
-    FileQuotaExceeded,
 )
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
@@ -26,11 +25,11 @@ from octaskly.runner.blobs.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.blobs.lenders import (
-    ASK_AGAIN_S,
     AWAY_RETRY_S,
     LENDER_WAIT_S,
     UNKNOWN_NODE_WAIT_S,
     AbsentLenders,
+    LenderReply,
     Lenders,
 )
 from octaskly.runner.blobs.pieces import HOLDERS_MAX, HolderLookup, PieceDownload
@@ -179,13 +178,14 @@ class Fetch:
             FileQuotaExceeded: there is no room for them here.
             HolderUnreachable: the files are no longer needed.
         """
-        wait_s, keep_s = None, self._wanted.keep_s
+        reply: LenderReply | None = None
+        keep_s = self._wanted.keep_s
         missing = self._store.missing_files(sizes, keep_s=keep_s)
         while missing:
             if not self._may_continue():
                 raise HolderUnreachable("the files are no longer needed")
             left = {name: sizes[name] for name in missing}
-            wait_s = self._ask_lender(left, is_manifest=is_manifest)
+            reply = self._ask_lender(left, is_manifest=is_manifest)
             missing = self._store.missing_files(missing, keep_s=keep_s)
             if len(missing) == len(left):
                 break
@@ -195,27 +195,26 @@ class Fetch:
         if not missing:
             return
         wait_s_max = inf
-        if wait_s != ASK_AGAIN_S:
+        if reply is None or reply.is_away:
             try:
                 self.fetch_all(sizes)
             except OutputNotFound:
-                if wait_s is None:
+                if reply is None:
                     raise
             else:
                 return
             wait_s_max = self._lender_wait_s(self._named_holder())
-        largest_bytes = max(sizes[name] or 0 for name in missing)
-        why = self._why_not_sent(largest_bytes, is_away=wait_s != ASK_AGAIN_S)
         raise FilesAwaited(
-            f"{len(missing)} of them not yet sent by the client{why}",
-            retry_s=wait_s,
+            f"{len(missing)} of them not yet sent by the client{_why_not_sent(reply)}",
+            retry_s=reply.retry_s,
             wait_s_max=wait_s_max,
         )
 
-    def _away_retry_s(self, named: Holder | None) -> float | None:
+    def _away_reply(self, named: Holder | None) -> LenderReply | None:
         """Return when to ask a node again that gives no answer; None for never."""
         absent_s = self._fetcher.absent_lenders.note_absence(self._wanted.lent_tree)
-        return None if absent_s > self._lender_wait_s(named) else AWAY_RETRY_S
+        is_over = absent_s > self._lender_wait_s(named)
+        return None if is_over else LenderReply(AWAY_RETRY_S)
 
     def _lender_wait_s(self, named: Holder | None) -> float:
         """Return how long to wait for a lender at this node, or at the named one."""
@@ -223,38 +222,32 @@ class Fetch:
         is_waited_for = self._wanted.is_lent_here or is_known
         return LENDER_WAIT_S if is_waited_for else UNKNOWN_NODE_WAIT_S
 
-    def _why_not_sent(self, size_bytes: int, *, is_away: bool) -> str:
-        """Return what to add about a client that has not sent a file of this size."""
-        if is_away:
-            return ", which is not connected now"
-        if self._wanted.is_lent_here:
-            try:
-                self._store.check_room(size_bytes)
-            except FileQuotaExceeded as error:
-                return f": {error.message}"
-        return ""
-
     def _named_holder(self) -> Holder | None:
         holders = self._find_holders()
         return next((holder for holder in holders if holder.is_named), None)
 
-    def _ask_lender(self, missing: Sizes, *, is_manifest: bool) -> float | None:
+    def _ask_lender(self, missing: Sizes, *, is_manifest: bool) -> LenderReply | None:
         """Fetch from the node to which a client lends files, and have it ask for them.
 
         Returns:
-            After how many seconds more may be there; None if nothing more is expected.
+            None if nothing more is expected.
         """
         tree = self._wanted.lent_tree
+        largest_bytes = max(size or 0 for size in missing.values())
         if self._wanted.is_lent_here:
             lenders = self._fetcher.lenders
-            return lenders.await_files_in_thread(tree, list(missing))
+            return lenders.await_files_in_thread(tree, list(missing), largest_bytes)
         named = self._named_holder()
         if named is None or named.is_unknown:  # It may be introduced soon.
-            return self._away_retry_s(named)
+            return self._away_reply(named)
         try:
             # The node asks the client for all that this request names.
-            retry_s = self._fetch_packs(
-                named, list(missing), is_compressed=is_manifest, lent_tree=tree
+            reply = self._fetch_packs(
+                named,
+                list(missing),
+                is_compressed=is_manifest,
+                lent_tree=tree,
+                largest_bytes=largest_bytes,
             )
             self._fetcher.absent_lenders.note_answer(tree)
             for name in _split(missing)[1]:
@@ -262,10 +255,10 @@ class Fetch:
         except HolderRefused:
             return None
         except HolderUnreachable:
-            return self._away_retry_s(named)
+            return self._away_reply(named)
         except (HolderBusy, ContentMismatch):
-            return AWAY_RETRY_S
-        return retry_s
+            return LenderReply(AWAY_RETRY_S)
+        return reply
 
     def _download_from(
         self, holder: Holder, sha256: str, size_bytes: int | None
@@ -416,13 +409,14 @@ class Fetch:
         *,
         is_compressed: bool,
         lent_tree: str = "",
-    ) -> float | None:
+        largest_bytes: int = 0,
+    ) -> LenderReply | None:
         """Fetch those of these small files that a holder has.
 
         Returns:
-            After how many seconds a client may have sent it more; None for never.
+            What it says of the lender of others; None if it expects none.
         """
-        retry_s = None
+        reply = None
         with self._connections.connect_to(holder) as connection:
             for start in range(0, len(names), ASKED_FILES_MAX):
                 pack = connection.fetch_pack(
@@ -430,11 +424,14 @@ class Fetch:
                     self._may_continue,
                     is_compressed=is_compressed,
                     lent_tree=lent_tree,
+                    largest_bytes=largest_bytes,
                 )
-                retry_s = pack.retry_s if pack.retry_s is not None else retry_s
+                if pack.reply is not None:
+                    why = pack.reply.no_room
+                    reply = pack.reply._replace(no_room=why and f"{holder.name}: {why}")
                 for name, content in pack.contents:
                     self._store_small(holder, name, content)
-        return retry_s
+        return reply
 
     def _store_small(self, holder: Holder, name: str, content: bytes) -> None:
         try:
@@ -475,6 +472,13 @@ class Fetch:
 
     def _may_continue(self) -> bool:
         return not self._fetcher.is_closing() and self._wanted.may_continue()
+
+
+def _why_not_sent(reply: LenderReply) -> str:
+    """Return what to add about a client that has not sent all files."""
+    if reply.is_away:
+        return ", which is not connected now"
+    return reply.no_room and f": {reply.no_room}"
 
 
 def _split(sizes: Sizes) -> tuple[list[str], list[str]]:

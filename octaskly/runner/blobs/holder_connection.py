@@ -23,6 +23,7 @@ from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
 from octaskly.ports.files import ContentMismatch
 from octaskly.ports.store import Clock
+from octaskly.runner.blobs.lenders import LenderReply
 from octaskly.system.long_bodies import widen_window
 from octaskly.system.tls_errors import clear_tls_errors
 
@@ -33,6 +34,7 @@ HOLD_OUTPUTS_PATH: Final = "/internal/v1/outputs/hold"
 OUTPUT_TREES_PATH: Final = "/internal/v1/output-trees/"
 PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
+NO_ROOM_HEADER: Final = "Octaskly-No-Room"
 STALL_S: Final = 20.0  #: timeout for each read
 IDLE_S_MAX: Final = 5.0  #: shorter than the holder's timeout for the next request
 AGE_S_MAX: Final = 60.0  #: of a connection that is used again; certificates change
@@ -128,7 +130,7 @@ class ArrivingPack(NamedTuple):
     """A pack of small files that a holder is sending."""
 
     contents: Iterator[tuple[str, bytes]]  #: by SHA-256; to be read to its end
-    retry_s: float | None  #: when a client may have sent more
+    reply: LenderReply | None  #: of a holder that lacks some; a client may send them
 
 
 @dataclass(slots=True)
@@ -342,19 +344,23 @@ class HolderConnection:
         *,
         is_compressed: bool = False,
         lent_tree: str = "",
+        largest_bytes: int = 0,
     ) -> ArrivingPack:
         """Return those of these small files that the holder has.
 
-        With `lent_tree`, it asks the client that lends this tree for the others.
+        With `lent_tree`, it asks the client that lends this tree for the others, and
+        says if it has no room for a file of `largest_bytes`.
         """
         headers = {**_JSON, "Accept-Encoding": "gzip"} if is_compressed else _JSON
-        body = json.encode({"sha256": names, "tree": lent_tree})
-        response = self._request("POST", PACK_PATH, body, headers)
-        retry_s = response.getheader("Retry-After")
-        return ArrivingPack(
-            _read_pack(response, names, may_continue),
-            None if retry_s is None else float(retry_s),
+        body = json.encode(
+            {"sha256": names, "tree": lent_tree, "largest_bytes": largest_bytes}
         )
+        response = self._request("POST", PACK_PATH, body, headers)
+        retry_s, reply = response.getheader("Retry-After"), None
+        if retry_s is not None:
+            no_room = response.getheader(NO_ROOM_HEADER, "")
+            reply = LenderReply(float(retry_s), no_room)
+        return ArrivingPack(_read_pack(response, names, may_continue), reply)
 
     def fetch_outputs(self, path: str) -> tuple[int, Iterator[bytes]]:
         """Return the size of an archive of captured outputs, and its bytes."""

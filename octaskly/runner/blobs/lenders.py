@@ -12,7 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from octaskly.ports.files import COPY_RETENTION_S
 from octaskly.ports.store import Clock
@@ -27,6 +27,18 @@ REPLY_S_MAX: Final = 20.0  #: of the event loop, to a thread
 WANTED_MAX: Final = 10_000  #: files that one offer was asked for and that are not here
 ASKED_AT_ONCE_MAX: Final = 1000  #: files of one event of an offer
 DEPARTURES_MAX: Final = 10_000
+
+
+class LenderReply(NamedTuple):
+    """What a node that lacks files of a lent tree says of its lender."""
+
+    retry_s: float  #: when to ask again
+    no_room: str = ""  #: why that node could not take the largest of them now
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no lender offers the tree now."""
+        return self.retry_s != ASK_AGAIN_S
 
 
 class Offer:
@@ -155,12 +167,19 @@ class Lenders:
                 del self._offers[tree]
                 self._add_departure(tree)
 
-    async def await_files(self, tree: str, names: Sequence[str]) -> float | None:
+    async def await_files(
+        self, tree: str, names: Sequence[str], largest_bytes: int = 0
+    ) -> LenderReply | None:
         """Ask the lender of a tree for the files that are not here, and wait a moment.
 
+        Args:
+            tree: SHA-256 of the tree.
+            names: SHA-256 of the files.
+            largest_bytes: Size of the largest of them; 0 if that is not known.
+
         Returns:
-            After how many seconds to ask again; None if all files are here, or if no
-            lender has offered the tree for `LENDER_WAIT_S`.
+            None if all files are here, or if no lender has offered the tree for
+            `LENDER_WAIT_S`.
         """
         arrivals = _Arrivals(names)
         # A file may be stored while the others are looked for.
@@ -174,7 +193,7 @@ class Lenders:
             if not arrivals.missing:
                 return None
             if tree not in self._offers:
-                return self._away_retry_s(tree)
+                return self._away_reply(tree)
             # Without those that were stored meanwhile: they would stay wanted.
             wanted = [name for name in missing if name in arrivals.missing]
             for offer in self._offers[tree]:
@@ -182,19 +201,24 @@ class Lenders:
             await arrivals.wait()
         finally:
             self._stop_waiting(names, arrivals)
-        return ASK_AGAIN_S if arrivals.missing else None
+        if not arrivals.missing:
+            return None
+        why = await asyncio.to_thread(self._blob_store.why_no_room, largest_bytes)
+        return LenderReply(ASK_AGAIN_S, why)
 
-    def await_files_in_thread(self, tree: str, names: Sequence[str]) -> float | None:
+    def await_files_in_thread(
+        self, tree: str, names: Sequence[str], largest_bytes: int = 0
+    ) -> LenderReply | None:
         """Do as `await_files`; blocks, and is the only method for threads."""
         if self._loop is None:  # Nobody has offered anything.
-            return self._away_retry_s(tree)
+            return self._away_reply(tree)
         answer = asyncio.run_coroutine_threadsafe(
-            self.await_files(tree, names), self._loop
+            self.await_files(tree, names, largest_bytes), self._loop
         )
         try:
             return answer.result(REPLY_S_MAX)
         except TimeoutError:
-            return ASK_AGAIN_S
+            return LenderReply(ASK_AGAIN_S)
 
     def _stop_waiting(self, names: Iterable[str], arrivals: _Arrivals) -> None:
         for name in names:
@@ -204,14 +228,14 @@ class Lenders:
                 if not some:
                     del self._waiting[name]
 
-    def _away_retry_s(self, tree: str) -> float | None:
+    def _away_reply(self, tree: str) -> LenderReply | None:
         """Return when to ask again for a tree that nobody offers; None for never.
 
         A tree that this agent does not know may have been offered to the one before.
         """
         since_s = self._departures.get(tree, self._started_s)
         is_over = self._clock.now().mono_s - since_s > LENDER_WAIT_S
-        return None if is_over else AWAY_RETRY_S
+        return None if is_over else LenderReply(AWAY_RETRY_S)
 
     def _add_departure(self, tree: str) -> None:
         now_s = self._clock.now().mono_s

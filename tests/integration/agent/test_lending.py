@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -448,14 +448,19 @@ def full_agent(agents: list[Agent]) -> Iterator[Agent]:
         session.run(release_file(session.requests, name))
 
 
-def run_octaskly(agent: Agent, *words: str) -> subprocess.Popen[str]:
-    """Start a command of the user."""
-    return subprocess.Popen(
+@contextmanager
+def run_octaskly(agent: Agent, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a command of the user; kill it if the test leaves it running."""
+    with subprocess.Popen(
         [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
@@ -473,14 +478,15 @@ def explained(agent: Agent) -> str:
 NO_ROOM = "not enough space for 3000000 more bytes of files on this node"
 
 
-@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(("command", "worker"), [("run", 0), ("run", 1), ("submit", 0)])
 def test_a_client_waits_for_room_and_says_so(
-    full_agent: Agent, project: Path, command: str
+    agents: list[Agent], full_agent: Agent, project: Path, command: str, worker: int
 ) -> None:
     """Ctrl-C ends the wait, and no task is left that would wait for the files."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
     before = len(full_agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"])
-    with run_octaskly(full_agent, command, "--in", "data", "--", "true") as process:
+    words = (command, "--on", agents[worker].state.name, "--in", "data", "--", "true")
+    with run_octaskly(full_agent, *words) as process:
         said = next_line(process)
         if command == "run":  # The task of `submit` follows its files.
             until(lambda: NO_ROOM in explained(full_agent), "explain says so, too")

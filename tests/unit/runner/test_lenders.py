@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,7 @@ from octaskly.runner.blobs.lenders import (
     ASKED_AT_ONCE_MAX,
     AWAY_RETRY_S,
     LENDER_WAIT_S,
+    LenderReply,
     Lenders,
 )
 from tests.support.set_clock import SetClock
@@ -104,7 +106,7 @@ async def test_many_files_are_asked_for_in_bounded_events(
     desk = Lenders(blob_store, clock)
     names = [f"{number:064}" for number in range(ASKED_AT_ONCE_MAX + 9)]
     with desk.open_offer(TREE) as offer:
-        assert await desk.await_files(TREE, names) == ASK_AGAIN_S
+        assert await desk.await_files(TREE, names) == LenderReply(ASK_AGAIN_S)
         first, second = await offer.next_wanted(), await offer.next_wanted()
 
     assert [*first, *second] == names[:-4]
@@ -142,19 +144,35 @@ async def test_files_beyond_the_bound_are_asked_for_once_there_is_room(
         assert offer.wanted == {*others}
 
 
+async def test_a_node_without_room_says_so(
+    blob_store: BlobStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a worker elsewhere could not say why its task waits."""
+    monkeypatch.setattr(lenders, "ARRIVAL_S", 0.0)
+    desk, kept = Lenders(blob_store, clock), os.urandom(1 << 19)
+    blob_store.store_blob(name_of(kept), kept)
+    with desk.open_offer(TREE):
+        fits = await desk.await_files(TREE, [name_of(b"x")], 1 << 19)
+        lacks = await desk.await_files(TREE, [name_of(b"x")], 1 + (1 << 19))
+
+    assert fits == LenderReply(ASK_AGAIN_S)
+    assert lacks is not None
+    assert lacks.no_room.startswith("not enough space for 524289 more bytes")
+
+
 async def test_a_lender_that_is_gone_is_expected_for_ten_minutes(
     blob_store: BlobStore, clock: SetClock
 ) -> None:
     """Whichever worker asks; also if an agent does not know it, as after a start."""
     desk = Lenders(blob_store, clock)
     names = [name_of(b"x")]
-    assert await desk.await_files(TREE, names) == AWAY_RETRY_S
+    assert await desk.await_files(TREE, names) == LenderReply(AWAY_RETRY_S)
     with desk.open_offer(TREE):
         clock.now_s += LENDER_WAIT_S + 1
-    assert await desk.await_files(TREE, names) == AWAY_RETRY_S
+    assert await desk.await_files(TREE, names) == LenderReply(AWAY_RETRY_S)
     assert await desk.await_files(OTHER, names) is None
     clock.now_s += LENDER_WAIT_S - 1
-    assert await desk.await_files(TREE, names) == AWAY_RETRY_S
+    assert await desk.await_files(TREE, names) == LenderReply(AWAY_RETRY_S)
     clock.now_s += 2
 
     assert await desk.await_files(TREE, names) is None
