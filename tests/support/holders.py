@@ -118,6 +118,7 @@ class _Connection:
         *,
         is_compressed: bool = False,
         lent_tree: str = "",
+        largest_bytes: int = 0,
     ) -> ArrivingPack:
         self._node.asked += 1
         if self._node.fault == "refuses":

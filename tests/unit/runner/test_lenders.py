@@ -150,7 +150,7 @@ async def test_a_node_without_room_says_so(
     """Otherwise a worker elsewhere could not say why its task waits."""
     monkeypatch.setattr(lenders, "ARRIVAL_S", 0.0)
     desk, kept = Lenders(blob_store, clock), os.urandom(1 << 19)
-    blob_store.store_blob(name_of(kept), kept)
+    await asyncio.to_thread(blob_store.store_blob, name_of(kept), kept)
     with desk.open_offer(TREE):
         fits = await desk.await_files(TREE, [name_of(b"x")], 1 << 19)
         lacks = await desk.await_files(TREE, [name_of(b"x")], 1 + (1 << 19))
