@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final
 
+from octaskly.client.errors import Refused
 from octaskly.client.flows.request_flow import may_have_taken_effect
 from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
@@ -220,13 +221,13 @@ class Engine:
             self._queue.popleft()
         return batch
 
-    def _submit_batch(self, batch: Sequence[WorkItem]) -> None:
-        drafts: list[Draft] = []
-        made: list[WorkItem] = []
+    def _make_drafts(self, batch: Sequence[WorkItem]) -> dict[WorkItem, Draft]:
+        """Return the drafts of a batch, without those that could not be made."""
+        drafts: dict[WorkItem, Draft] = {}
         for work in batch:
             assert work.make_draft is not None
             try:
-                drafts.append(work.make_draft())
+                drafts[work] = work.make_draft()
             except NodeFilesFull as error:
                 if not self._requeue(work):
                     self._end_future(work, error)
@@ -234,16 +235,25 @@ class Engine:
                 self._end_future(work, error)
             else:
                 work.make_draft = None
-                made.append(work)
-        if not made:
+        return drafts
+
+    def _submit_batch(self, batch: Sequence[WorkItem]) -> None:
+        drafts = self._make_drafts(batch)
+        if not drafts:
             return
-        for work, end in zip(made, self._mesh.submit_each(drafts), strict=True):
+        unanswered: list[WorkItem] = []
+        ends = self._mesh.submit_each(list(drafts.values()))
+        for work, end in zip(drafts, ends, strict=True):
             if isinstance(end, OctasklyError):
                 self._end_future(work, end)
-                # Then a future that was cancelled meanwhile cancels its task.
                 work.is_accepted = may_have_taken_effect(end)
+                if work.is_accepted:
+                    unanswered.append(work)
             else:
                 self._accept(work, end)
+        if unanswered:  # Nobody would get their results.
+            with self._changed:
+                self._deferred_calls.append(partial(self._cancel, unanswered))
 
     def _accept(self, item: WorkItem, task: Task) -> None:
         """Note that an item has this task, which an earlier request may have made."""
@@ -359,12 +369,17 @@ class Engine:
         with self._changed:
             is_sent = item.is_submitted
             if not self._remove_item(item) and is_sent:
-                self._deferred_calls.append(partial(self._cancel, item))
+                self._deferred_calls.append(partial(self._cancel, [item]))
 
-    def _cancel(self, item: WorkItem) -> None:
-        """Cancel the task of an item; one that was refused may be somebody else's."""
-        if item.is_accepted:
-            self._mesh.cancel(item.id, force=True)
+    def _cancel(self, items: Iterable[WorkItem]) -> None:
+        """Cancel the tasks of items; one that was refused may be somebody else's.
+
+        If the mesh gives no answer, the others are left: each would wait as long.
+        """
+        for item in items:
+            if item.is_accepted:
+                with suppress(Refused):  # It has ended, or is not there.
+                    self._mesh.cancel(item.id, force=True)
 
     def _fail_all(self, cause: Exception) -> None:
         error = cause if isinstance(cause, OctasklyError) else MeshLost(repr(cause))

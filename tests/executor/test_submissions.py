@@ -206,6 +206,35 @@ def test_an_unexpected_error_ends_all_futures(
     assert "new thread" in str(error)
 
 
+def test_tasks_whose_answer_was_lost_are_cancelled(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their futures have failed, so a program may submit the same work again."""
+    with (
+        octaskly.Client(state_dir=agents[0].state) as client,
+        octaskly.Executor(state_dir=agents[1].state) as executor,
+    ):
+        mesh = executor._engine._mesh
+        submit_each, accepted = mesh.submit_each, queue.SimpleQueue[str]()
+
+        def submit_and_lose(drafts: Any) -> Any:
+            for task in submit_each(drafts):
+                assert isinstance(task, octaskly.Task)
+                accepted.put(task.id)
+                yield octaskly.ReplyLost("the connection was lost")
+
+        monkeypatch.setattr(mesh, "submit_each", submit_and_lose)
+        futures = [executor.submit_command("sleep 60") for _ in range(2)]
+        errors = [each.exception(RESULT_S_MAX) for each in futures]
+        ids = [accepted.get(timeout=RESULT_S_MAX) for _ in range(2)]
+        until(
+            lambda: {client.task(each).status for each in ids} == {"cancelled"},
+            "the tasks are cancelled",
+        )
+
+    assert {type(error) for error in errors} == {octaskly.ReplyLost}
+
+
 def test_a_cancelled_future_cancels_its_task_though_the_answer_was_lost(
     agents: list[Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
