@@ -267,6 +267,22 @@ def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
     assert machine.octaskly("service", "uninstall").returncode == 78
 
 
+def test_uninstall_works_with_invalid_settings(machine: Machine) -> None:
+    """They may be why the service is to go; only a purge needs to know its folders."""
+    machine.octaskly("service", "install", "--name", "ash")
+    settings = machine.home / ".config/octaskly/config.toml"
+    settings.write_text('slots = "many"\n')
+
+    purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
+    is_still_there = unit_of(machine).exists()
+    removed = machine.octaskly("service", "uninstall")
+
+    assert (purged.returncode, is_still_there) == (78, True)
+    assert removed.returncode == 0, removed.stderr
+    assert "data is kept where its settings say, which are invalid: " in removed.stderr
+    assert not unit_of(machine).exists()
+
+
 def test_purge_asks_first(machine: Machine) -> None:
     """Without a terminal, it needs `--yes`; then nothing is left."""
     machine.octaskly("service", "install", "--name", "ash")

@@ -130,8 +130,14 @@ def uninstall(
         )
     systemd.require_available()
     flags = before.flags or ()
-    config = service_config(scope, context.environ, flags)
-    data = _data_of(config, scope)
+    config, data = None, {}
+    try:
+        config = service_config(scope, context.environ, flags)
+        data = _data_of(config, scope)
+    except ConfigError as error:
+        if purge:
+            raise
+        note(f"  data is kept where its settings say, which are invalid: {error}")
     # A path from a setting may contain other data, so it is never removed.
     gone = [place for place, is_named in data.items() if purge and not is_named]
     if gone:
@@ -144,7 +150,7 @@ def uninstall(
         )
     _remove_units(systemd, scope, context, path)
     note(f"✓ {scope.value} service {UNIT} stopped and removed ({path})")
-    if scope is Scope.USER and config.paths.secret in gone:
+    if config and scope is Scope.USER and config.paths.secret in gone:
         _keep_shared_secret(config.paths, gone)
     _remove(gone)
     for place in data:
