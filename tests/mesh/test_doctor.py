@@ -15,11 +15,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from octaskly.store.tables.database import open_writer
 from octaskly.trust import MeshSecret, generate_secret
 from tests.mesh.forming import FORM_S, is_formed, nodes
 from tests.mesh.lab import Host, Lab
@@ -429,6 +430,34 @@ def test_full_disk_is_reported_with_its_path(lab: Lab, well: Found) -> None:
     assert f"only 8.4 MB is free for {state}, so no new" in full["disk"][1]
     assert full["disk"][2] == f"df -h {state}"
     assert well["disk"][0] == "ok"
+
+
+def test_unusable_log_is_reported_before_an_agent_starts(lab: Lab) -> None:
+    """An agent would end at once, and nothing is left beside a log that is fine."""
+    state = lab.hosts[2].folder / "damaged"
+    state.mkdir()
+    log = state / "log.db"
+    with closing(open_writer(log)):
+        pass
+    (before,) = state.iterdir()
+    fine = ask_spare(lab, state=state)
+    after = list(state.iterdir())
+    with log.open("r+b") as file:
+        file.seek(60)
+        file.write((1000).to_bytes(4, "big"))
+    newer = ask_spare(lab, state=state)["log"]
+    log.write_bytes(b"SQL")
+    broken = ask_spare(lab, state=state)["log"]
+
+    assert "log" not in fine
+    assert after == [before]
+    assert newer[0] == "fault"
+    assert f"{log} has schema 1000, this program knows up to" in newer[1]
+    assert broken == (
+        "fault",
+        f"{log} is not a database",
+        "`octaskly db reset` moves it aside and starts afresh",
+    )
 
 
 def test_doctor_reports_the_descriptor_limit_of_the_agent(

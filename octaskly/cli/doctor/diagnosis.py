@@ -432,7 +432,10 @@ def _check_files(symptoms: Symptoms) -> Iterator[Finding]:
 
 
 def _check_log(symptoms: Symptoms) -> Iterator[Finding]:
-    """Check the number of streams, which each change of the dispatcher raises."""
+    """Check the log, and its streams: each change of the dispatcher adds one."""
+    if symptoms.log_error is not None:
+        says, hint = symptoms.log_error.message, symptoms.log_error.hint
+        yield Finding("log", FindingStatus.FAULT, says, hint)
     if symptoms.agent is None:
         return
     streams = symptoms.agent.streams

@@ -70,5 +70,6 @@ class Symptoms:
     probed_nodes: tuple[ProbedNode, ...]
     taken_ports: tuple[TakenPort, ...]
     state_dir: Path
+    log_error: OctasklyError | None  #: why no agent could use the log; if none runs
     free_bytes: int | None
     descriptors_max: int

@@ -30,11 +30,17 @@ from octaskly.client import Session, Unreachable
 from octaskly.client.flows.rest_calls import CHECKUP, NODES, Call, resource_path
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
-from octaskly.errors import ConfigError, OctasklyError, PermissionDenied
+from octaskly.errors import (
+    ConfigError,
+    OctasklyError,
+    PermissionDenied,
+    StoreCorrupt,
+)
 from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
 from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_nodes
 from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
+from octaskly.store.tables.database import check_header
 from octaskly.system.build import build_id
 from octaskly.system.listening_sockets import (
     WILDCARD_ADDRESSES,
@@ -263,6 +269,7 @@ def collect_symptoms(
         probed_nodes=_check_reachability(agent, probe_nodes(known, secret)),
         taken_ports=tuple(_taken_ports(checkup)),
         state_dir=config.paths.state,
+        log_error=None if checkup else _log_error(config.paths.database),
         free_bytes=_free_bytes(config.paths.state),
         descriptors_max=checkup.descriptors_max if checkup else _descriptors_max(),
     )
@@ -474,6 +481,18 @@ def _is_taken(host: str, port: int) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False
+
+
+def _log_error(path: Path) -> OctasklyError | None:
+    """Return why an agent could not start with a log; None if it is unreadable here."""
+    try:
+        if path.stat().st_size:
+            check_header(path)
+    except StoreCorrupt as error:
+        return error
+    except OSError:
+        pass
+    return None
 
 
 def _free_bytes(state: Path) -> int | None:

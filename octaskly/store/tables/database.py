@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,9 @@ _SIZE_MAX: Final = 8_000_000_000  #: default size limit of the log,
 _SIZE_DISK_PARTS: Final = 10  #: or 1/10 of the disk, whichever is less
 
 _MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100
+_HEADER_VERSIONS: Final = struct.Struct(">i4xi")  #: `user_version`, `application_id`
+_VERSIONS_OFFSET: Final = 60
 _RESET: Final = "`octaskly db reset` moves it aside and starts afresh"
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FULL_BYTES: Final = 1 << 20
@@ -317,16 +321,28 @@ def _create(path: Path) -> None:
         os.close(folder)
 
 
+def check_header(path: Path) -> None:
+    """Raise StoreCorrupt if the first bytes of a file are not those of a log.
+
+    Creates no files beside it, as SQLite does. Source: its file format, section 1.3.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
+    _check_version(path, *_HEADER_VERSIONS.unpack_from(header, _VERSIONS_OFFSET))
+
+
 def _check(path: Path) -> None:
     """Raise StoreCorrupt for a damaged, foreign, newer or too old file."""
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
+    check_header(path)
     _connect(path, "ro", _check_schema).close()
 
 
-def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    version = _pragma(connection, "user_version")
+def _check_version(path: Path, version: int, application_id: int) -> None:
     if version > VERSION:
         raise StoreCorrupt(
             f"{path} has schema {version}, this program knows up to {VERSION}",
@@ -337,9 +353,14 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} has schema {version}, which no release has written",
             hint=_RESET,
         )
-    if _pragma(connection, "application_id") not in (0, APPLICATION_ID) or (
-        version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    ):
+    if application_id not in (0, APPLICATION_ID):
+        raise StoreCorrupt(f"{path} belongs to another program", hint=_RESET)
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    version = _pragma(connection, "user_version")
+    _check_version(path, version, _pragma(connection, "application_id"))
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise StoreCorrupt(f"{path} belongs to another program", hint=_RESET)
     if path.stat().st_size <= SCAN_BYTES_MAX:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()

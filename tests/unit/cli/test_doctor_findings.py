@@ -40,6 +40,7 @@ OUTSIDER = Symptoms(
     probed_nodes=(),
     taken_ports=(),
     state_dir=Path("/home/ana/state"),
+    log_error=None,
     free_bytes=1 << 40,
     descriptors_max=4096,
 )
