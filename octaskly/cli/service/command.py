@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,8 @@ def uninstall(
         )
     systemd.require_available()
     flags = before.flags or ()
-    config, data = None, {}
-    try:
-        config = service_config(scope, context.environ, flags)
-        data = _data_of(config, scope)
-    except ConfigError as error:
-        if purge:
-            raise
-        note(f"  data is kept where its settings say, which are invalid: {error}")
+    config = _config_to_remove(scope, context, flags, is_purge=purge)
+    data = _data_of(config, scope) if config else {}
     # A path from a setting may contain other data, so it is never removed.
     gone = [place for place, is_named in data.items() if purge and not is_named]
     if gone:
@@ -320,6 +315,23 @@ def _remove_units(
     for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
         draft.path.unlink(missing_ok=True)
     systemd.systemctl_or_raise("daemon-reload")
+
+
+def _config_to_remove(
+    scope: Scope, context: CliContext, flags: Sequence[str], *, is_purge: bool
+) -> AgentConfig | None:
+    """Return the settings of a service; None if they are invalid.
+
+    Raises:
+        ConfigError: they are invalid, and name what a purge would delete.
+    """
+    try:
+        return service_config(scope, context.environ, flags)
+    except ConfigError as error:
+        if is_purge:
+            raise
+        note(f"  data is kept where its settings say, which are invalid: {error}")
+        return None
 
 
 def _data_of(config: AgentConfig, scope: Scope) -> dict[Path, bool]:
