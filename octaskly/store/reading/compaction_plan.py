@@ -38,7 +38,12 @@ from octaskly.ports.store import Packer
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, member_ranges, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
-from octaskly.store.tables.floors import FLOOR_OF_TASK, StreamFloors, read_floor
+from octaskly.store.tables.floors import (
+    FLOOR_OF_TASK,
+    IS_PENDING,
+    StreamFloors,
+    read_floor,
+)
 from octaskly.store.tables.log_rows import find_last_until
 from octaskly.store.tables.staged_parts import is_merging
 
@@ -329,9 +334,8 @@ def _read_foreign_results(
     above: set[Finished] = set()
     below: dict[Finished, int | None] = {}
     for stream, seq, hlc, body, output in db.execute(
-        "SELECT stream, seq, hlc, body, output FROM pending_entries"
-        " JOIN streams USING (stream)"
-        " WHERE seq > floor_seq ORDER BY hlc"
+        "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
+        f" WHERE {IS_PENDING} ORDER BY hlc"
     ):
         fact = packer.unpack_entry(stream, seq, hlc, body).fact
         if not isinstance(fact, Finished):

@@ -42,6 +42,7 @@ from octaskly.ports.store import (
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, member_ranges, rows, task_name_collisions
 from octaskly.store.tables.floors import (
+    IS_PENDING,
     read_meta_numbers,
     read_retired_digest,
     read_retired_end,
@@ -430,9 +431,8 @@ def read_pending_entries(
 ) -> Iterator[tuple[Entry, int]]:
     """Yield the pending entries after a key, each with its size in bytes."""
     for row in db.execute(
-        "SELECT stream, seq, hlc, body, output FROM pending_entries"
-        " JOIN streams USING (stream)"
-        " WHERE (stream, seq) > (?, ?) AND seq > floor_seq ORDER BY stream, seq",
+        "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
+        f" WHERE (stream, seq) > (?, ?) AND {IS_PENDING} ORDER BY stream, seq",
         after,
     ):
         packed = _with_output(db, packer, StoredEntry(*row))

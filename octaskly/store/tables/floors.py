@@ -41,13 +41,24 @@ def read_floor(db: sqlite3.Connection) -> Floor:
     return Floor(read_meta_numbers(db).get("horizon", 0), marks)
 
 
-FLOOR_OF_TASK: Final = (
-    "coalesce("
-    "(SELECT floor_seq FROM streams WHERE streams.stream = tasks.stream),"
-    "(SELECT max(seq) FROM retired_streams"
-    " WHERE retired_streams.stream = tasks.stream), 0)"
-)
+def _floor_of(table: str) -> str:
+    """Return SQL for the floor of the stream in a row; 0 for an unknown stream."""
+    return (
+        "coalesce("  # noqa: S608
+        f"(SELECT floor_seq FROM streams WHERE streams.stream = {table}.stream),"
+        "(SELECT max(seq) FROM retired_streams"
+        f" WHERE retired_streams.stream = {table}.stream), 0)"
+    )
+
+
+FLOOR_OF_TASK: Final = _floor_of("tasks")
 """SQL expression: the floor of the stream with the latest submission of a task."""
+
+IS_PENDING: Final = f"seq > {_floor_of('pending_entries')}"
+"""SQL condition: a row of `pending_entries` is above the floor.
+
+Its stream is unknown while the snapshot that brought it is merged.
+"""
 
 
 class StreamFloors:

@@ -30,7 +30,7 @@ from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
 from octaskly.ports.store import Packer
 from octaskly.store.tables import arrays, bulk, rows
 from octaskly.store.tables.arrays import MEMBER_BIRTH, ArrayMembers
-from octaskly.store.tables.floors import read_meta_numbers
+from octaskly.store.tables.floors import IS_PENDING, read_meta_numbers
 
 _RUNNING: Final = rows.NUMBER_OF[TaskState.RUNNING]  #: ended states have higher numbers
 
@@ -77,8 +77,8 @@ class PendingEntries:
         """Yield the entries about these tasks above the floors."""
         for stream, seq, hlc, body, output in rows.select_in(
             self._db,
-            "SELECT stream, seq, hlc, body, output FROM pending_entries"
-            " JOIN streams USING (stream) WHERE seq > floor_seq AND task_id",
+            "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
+            f" WHERE {IS_PENDING} AND task_id",
             tasks if self.has_any else (),
         ):
             if seq <= self._peer_floors.get(stream, 0):
@@ -95,9 +95,8 @@ class PendingEntries:
             return set()
         name = task_name(array)
         found = self._db.execute(
-            "SELECT task_id, stream, seq FROM pending_entries"
-            " JOIN streams USING (stream)"
-            " WHERE task_id > ? || '.' AND task_id < ? || '/' AND seq > floor_seq",
+            "SELECT task_id, stream, seq FROM pending_entries"  # noqa: S608
+            f" WHERE task_id > ? || '.' AND task_id < ? || '/' AND {IS_PENDING}",
             (name, name),
         )
         return {
