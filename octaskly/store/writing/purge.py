@@ -120,12 +120,16 @@ class Purger:
 
 
 def _read_retired_floors(db: sqlite3.Connection) -> dict[StreamId, int]:
-    """Return the retired streams that still have entries, with their floors."""
+    """Return the retired streams that still have entries, with their floors.
+
+    Those that came with a snapshot are not in the log.
+    """
     found = db.execute(
         "WITH RECURSIVE logged (stream) AS (SELECT min(stream) FROM log UNION ALL"
         " SELECT (SELECT min(log.stream) FROM log WHERE log.stream > logged.stream)"
         " FROM logged WHERE stream NOT NULL)"
-        " SELECT stream, max(seq) FROM logged JOIN retired_streams USING (stream)"
+        " SELECT stream, max(retired_streams.seq) FROM (SELECT stream FROM logged"
+        " UNION SELECT stream FROM pending_entries) JOIN retired_streams USING (stream)"
         " WHERE stream NOT IN (SELECT stream FROM streams) GROUP BY stream"
     )
     return {StreamId(stream): end for stream, end in found}

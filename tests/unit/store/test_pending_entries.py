@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from octaskly.core.effects import Append, MergeRows, StageRows
-from octaskly.core.log.facts import NO_FLOOR, Assigned, Entry, Fact, Finished
+from octaskly.core.log.facts import NO_FLOOR, Assigned, Entry, Fact, Finished, Floor
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Snapshot, SnapshotCursor, SnapshotHead
@@ -71,3 +71,18 @@ def test_a_task_that_arrives_during_a_merge_gets_its_facts(
     found = read_task(db, kit.task_id(1))
     assert found is not None
     assert found.state is TaskState.COMPLETED
+
+
+def test_facts_of_a_retired_stream_are_purged_although_the_log_lacks_them(
+    db: sqlite3.Connection,
+) -> None:
+    """Files of these attempts would be kept for ever."""
+    tables = stage(db)
+    merge(tables, is_last=False)
+    merge(tables, is_last=True)
+
+    append(tables, Floor(60, (), retired=((THEIRS, 2),)))
+    while not tables.is_purged:
+        tables.purge_some()
+
+    assert db.execute("SELECT count(*) FROM pending_entries").fetchone() == (0,)
