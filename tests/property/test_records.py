@@ -79,7 +79,8 @@ def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[objec
         else:
             stream, seq = place
             entry = Entry(stream, seq, 10 * seq + stream, record)
-            table.apply_record(db, entry, record, 0)
+            table.apply_record(db, entry, record)
+            table.delete_surplus(db, [record.kind], 0)
     found = db.execute(
         "SELECT kind, key, body, expires_ms, recorded_hlc, hlc, stream, seq"
         " FROM records"

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from octaskly.core.log.facts import Entry, Recorded, StreamFloor
@@ -25,27 +25,30 @@ _COLUMNS: Final = "kind, key, body, expires_ms, recorded_hlc"
 _LISTED: Final = tuple(name for name, kind in KINDS.items() if kind.is_list_only)
 
 
-def apply_record(
-    db: sqlite3.Connection, entry: Entry, record: Recorded, wall_ms: int
-) -> None:
-    """Merge the record of an entry of the log, and delete expired ones of its kind.
+def apply_record(db: sqlite3.Connection, entry: Entry, record: Recorded) -> None:
+    """Merge the record of an entry of the log; then call `delete_surplus`."""
+    _upsert_record(db, record, (entry.hlc, entry.stream, entry.seq))
+
+
+def delete_surplus(db: sqlite3.Connection, kinds: Iterable[str], wall_ms: int) -> None:
+    """Delete expired records of these kinds, and the oldest above their limits.
 
     `wall_ms` is this machine's clock: a wrong clock elsewhere must not make all nodes
     forget a revocation.
     """
-    _upsert_record(db, record, (entry.hlc, entry.stream, entry.seq))
-    db.execute(
-        "DELETE FROM records WHERE kind = ? AND expires_ms BETWEEN 1 AND ?",
-        (record.kind, wall_ms - GRACE_MS),
-    )
-    _delete_oldest(db, record.kind)
+    for kind in kinds:
+        db.execute(
+            "DELETE FROM records WHERE kind = ? AND expires_ms BETWEEN 1 AND ?",
+            (kind, wall_ms - GRACE_MS),
+        )
+        _delete_oldest(db, kind)
 
 
-def merge_records(db: sqlite3.Connection, records: Iterable[Recorded]) -> None:
+def merge_records(db: sqlite3.Connection, records: Sequence[Recorded]) -> None:
     """Merge records from other nodes that the local log does not have."""
     for record in records:
         _upsert_record(db, record, (0, 0, 0))
-    for kind in _LISTED:
+    for kind in {record.kind for record in records}:
         _delete_oldest(db, kind)
 
 

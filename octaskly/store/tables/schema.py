@@ -262,6 +262,7 @@ CREATE TABLE records (
     UNIQUE (kind, key)
 ) STRICT;
 CREATE INDEX records_recorded_hlc ON records (kind, recorded_hlc, key);
+CREATE INDEX records_expires ON records (kind, expires_ms);
 CREATE INDEX records_entry ON records (stream, seq);
 
 -- For the age of tasks: see `core.log.task_ages`.

@@ -127,6 +127,7 @@ class TableWriter:
         entries = self._select_new_entries(items)
         logged = 0  #: number of entries that are in the log
         some: list[TaskEntry] = []
+        record_kinds: set[str] = set()
         for index, entry in enumerate(entries, start=1):
             fact = entry.fact
             if isinstance(fact, TASK_FACTS):
@@ -143,9 +144,10 @@ class TableWriter:
                 self._append_floor(entry, fact)
                 logged, some = index, []
             else:
-                mesh_records.apply_record(
-                    self._db, entry, fact, self._clock.now().wall_ms
-                )
+                mesh_records.apply_record(self._db, entry, fact)
+                record_kinds.add(fact.kind)
+        wall_ms = self._clock.now().wall_ms
+        mesh_records.delete_surplus(self._db, record_kinds, wall_ms)
         self._append_task_entries(some)
         self._log_entries(entries[logged:])
         self._advance_vector(entries)
