@@ -27,6 +27,7 @@ from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendK
 from octaskly.core.model.settings import Limits
 from octaskly.core.node.node import Node
 from octaskly.core.node.visitor_node import VisitorNode
+from octaskly.errors import StoreError
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.links.transport import Transport
 from octaskly.runner.pool.pool import Pool
@@ -292,7 +293,14 @@ class CoreLoop(StepLoop[Node]):
         gateway.view.rename_node(effect.node, effect.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._reads.create_task(work)
+        self._reads.create_task(self._perform(work))
+
+    async def _perform(self, work: Awaitable[None]) -> None:
+        """Stop the node if its log cannot be read: the core waits for the answer."""
+        try:
+            await work
+        except StoreError as error:
+            self.fail(error)
 
     def _read(self, answer: Awaitable[ev.Event]) -> None:
         self._spawn(self._post_answer(answer))

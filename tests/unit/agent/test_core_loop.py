@@ -12,6 +12,7 @@ from octaskly.core.events import Event, Persisted, TimerFired
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Limits
 from octaskly.core.node.node import Node
+from octaskly.errors import StoreCorrupt
 from octaskly.system.clock import SystemClock
 
 
@@ -93,6 +94,20 @@ async def test_a_failed_step_ends_the_loop_with_its_error() -> None:
     node.during = during
     loop.handle(Persisted(1))
     assert isinstance(loop.failure, ValueError)
+    loop.close()
+
+
+async def test_a_log_that_cannot_be_read_ends_the_loop_with_its_error() -> None:
+    """The agent then says what is wrong, and exits with the code for it."""
+
+    async def read() -> Event:
+        raise StoreCorrupt("log.db is damaged")
+
+    loop = loop_of(Recorder())
+    async with asyncio.TaskGroup() as loop._reads:
+        loop._read(read())
+
+    assert isinstance(loop.failure, StoreCorrupt)
     loop.close()
 
 
