@@ -79,26 +79,9 @@ def read_queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str,
 def oldest_ms(db: sqlite3.Connection) -> int | None:
     """Return the time when the oldest queued task was accepted; None if there is none.
 
-    Tasks of one lane and priority are ordered by that time, so only the first of them
-    is read.
+    With more than `LANE_HEADS_MAX` pairs of lane and priority, only the first count.
     """
-    oldest: int | None = None
-    reads = 0
-    for lane in _lane_columns(db):
-        place = 0
-        while reads < LANE_HEADS_MAX:
-            reads += 1
-            head = db.execute(
-                f"SELECT {_PLACE}, created_ms {_LANE} AND {_PLACE} >= ?"
-                f" ORDER BY {_PLACE} LIMIT 1",
-                (*lane, place),
-            ).fetchone()
-            if head is None:
-                break
-            place, created_ms = head
-            oldest = created_ms if oldest is None else min(oldest, created_ms)
-            place = ((place >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT
-    return oldest
+    return min(islice(_lane_heads(db), LANE_HEADS_MAX), default=None)
 
 
 def load_live_tasks(db: sqlite3.Connection, ask: LoadLive) -> LiveLoaded:
@@ -179,6 +162,23 @@ def _lane_columns(db: sqlite3.Connection) -> Iterator[tuple[int, str]]:
                 f"{select} AND shape > ? {order} LIMIT 1", (shape,)
             ).fetchone()
         )
+
+
+def _lane_heads(db: sqlite3.Connection) -> Iterator[int]:
+    """Yield when the first task of each lane and priority was accepted.
+
+    Tasks of one lane and priority are ordered by that time.
+    """
+    for lane in _lane_columns(db):
+        place = 0
+        while head := db.execute(
+            f"SELECT {_PLACE}, created_ms {_LANE} AND {_PLACE} >= ?"
+            f" ORDER BY {_PLACE} LIMIT 1",
+            (*lane, place),
+        ).fetchone():
+            place, created_ms = head
+            yield created_ms
+            place = ((place >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT
 
 
 def _columns_of(lane: LaneKey) -> tuple[int, str]:

@@ -1,0 +1,47 @@
+"""Reads for the dispatcher: bounded in work, whatever clients submit."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+
+import pytest
+
+from octaskly.store.reading.queries import read_stats
+from tests.contract import log_kit as kit
+
+STEPS_MAX = 200_000  #: of SQLite's machine
+TASK_INSERT = (
+    "INSERT INTO tasks (key, id, state, ord, shape, command, timeout_s, submitter,"
+    " created_ms) VALUES (?1, ?2, 0, ?1, ?1, 'true', 0, 'ada', 0)"
+)
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    with closing(kit.database()) as connection:
+        yield connection
+
+
+def add_tasks(db: sqlite3.Connection, ids: Iterable[str]) -> None:
+    """Add queued tasks, each with requirements of its own."""
+    db.executemany(TASK_INSERT, enumerate(ids, 1))
+
+
+def count_steps(db: sqlite3.Connection, read: Callable[[], object]) -> int:
+    """Return the number of SQLite's instructions that a read takes."""
+    steps: list[None] = []
+    db.set_progress_handler(lambda: steps.append(None), 100)
+    read()
+    db.set_progress_handler(None, 0)
+    return 100 * len(steps)
+
+
+def test_the_oldest_task_of_many_lanes_is_not_looked_for_in_all(
+    db: sqlite3.Connection,
+) -> None:
+    """The dispatcher counts its tasks every few seconds."""
+    add_tasks(db, (f"t{n}" for n in range(20_000)))
+
+    assert count_steps(db, lambda: read_stats(db)) < STEPS_MAX
