@@ -8,9 +8,11 @@ unknown parent stays open. An ended parent is not purged while a task depends on
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from octaskly.core.log.merge import TaskRecord, meets_dependency
 from octaskly.core.model.ids import TaskId
@@ -19,6 +21,13 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
 from octaskly.store.writing.projection import ProjectedTask
+
+_IS_UNBLOCKED: Final = (
+    "(EXISTS (SELECT 1 FROM dependencies AS d"  # noqa: S608
+    f" WHERE d.child = changed.child AND status = {EDGE_BROKEN})"
+    " OR NOT EXISTS (SELECT 1 FROM dependencies AS d"
+    f" WHERE d.child = changed.child AND status = {EDGE_OPEN}))"
+)
 
 
 @dataclass(slots=True)
@@ -59,40 +68,47 @@ class DependencyIndex:
 
     def apply_changes(self, changes: DependencyChanges) -> None:
         """Apply the changes of a commit after its rows are written."""
-        for child, after in changes.added:
-            self._add_dependencies(child, after)
+        self._add_dependencies(changes.added)
         self._mark_parents_ended(changes.ended_parents)
         if changes.removed:
             self._delete_children(changes.removed)
 
-    def _add_dependencies(self, child: int, after: After) -> None:
-        states = self._read_states(after.tasks)
-        wanted = DEPENDENCY_ENDS.index(after.end)
-        edges = [
-            (parent, child, wanted, _dependency_status(wanted, states.get(parent)))
-            for parent in dict.fromkeys(after.tasks)
-        ]
-        self._db.executemany(
-            "INSERT OR REPLACE INTO dependencies VALUES (?, ?, ?, ?)", edges
-        )
-        self._has_any = True
-        self._update_unblocked_tasks([child])
+    def _add_dependencies(self, added: Sequence[tuple[int, After]]) -> None:
+        for child, after in added:
+            states = self._read_states(after.tasks)
+            wanted = DEPENDENCY_ENDS.index(after.end)
+            edges = [
+                (parent, child, wanted, _dependency_status(wanted, states.get(parent)))
+                for parent in dict.fromkeys(after.tasks)
+            ]
+            self._db.executemany(
+                "INSERT OR REPLACE INTO dependencies VALUES (?, ?, ?, ?)", edges
+            )
+        if added:
+            self._has_any = True
+            keys = [child for child, _ in added]
+            self._update_unblocked_tasks("SELECT value FROM given", keys)
 
     def _mark_parents_ended(self, parents: Iterable[tuple[TaskId, TaskState]]) -> None:
         if not self._has_any:
             return
+        changed: list[TaskId] = []
         for parent, state in parents:
+            by_wanted_end = [
+                _dependency_status(wanted, state)
+                for wanted in range(len(DEPENDENCY_ENDS))
+            ]
             found = self._db.execute(
-                "SELECT child, wanted_end FROM dependencies WHERE parent = ?", (parent,)
-            ).fetchall()
-            self._db.executemany(
-                "UPDATE dependencies SET status = ? WHERE parent = ? AND child = ?",
-                [
-                    (_dependency_status(wanted, state), parent, child)
-                    for child, wanted in found
-                ],
+                "UPDATE dependencies SET status = ? ->> wanted_end WHERE parent = ?",
+                (json.dumps(by_wanted_end), parent),
             )
-            self._update_unblocked_tasks(child for child, _ in found)
+            if found.rowcount:
+                changed.append(parent)
+        if changed:
+            self._update_unblocked_tasks(
+                "SELECT child FROM given CROSS JOIN dependencies ON parent = value",
+                changed,
+            )
 
     def _delete_children(self, children: Sequence[int]) -> None:
         for table in ("dependencies", "unblocked_tasks"):
@@ -101,23 +117,31 @@ class DependencyIndex:
                 [(child,) for child in children],
             )
 
-    def _update_unblocked_tasks(self, children: Iterable[int]) -> None:
+    def _update_unblocked_tasks(self, children: str, given: Sequence[object]) -> None:
         """Keep the tasks with a broken dependency, or with no open one.
 
-        The late success of a parent that had failed mends a broken one.
+        The late success of a parent that had failed mends a broken one. A parent may
+        have a million children, so one statement changes all of them.
+
+        Args:
+            children: SQL for the tasks whose dependencies have changed.
+            given: Values of the table `given` in it.
         """
-        changed = [(child, EDGE_BROKEN, EDGE_OPEN) for child in children]
-        for statement in (
-            "INSERT OR IGNORE INTO unblocked_tasks SELECT ?1 WHERE",
-            "DELETE FROM unblocked_tasks WHERE child = ?1 AND NOT",
-        ):
-            self._db.executemany(
-                f"{statement} (EXISTS"  # noqa: S608
-                " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?2)"
-                " OR NOT EXISTS"
-                " (SELECT 1 FROM dependencies WHERE child = ?1 AND status = ?3))",
-                changed,
-            )
+        values = (json.dumps(given),)
+        changed = (
+            "WITH given AS (SELECT value FROM json_each(?)),"  # noqa: S608
+            f" changed (child) AS ({children})"
+        )
+        self._db.execute(
+            f"{changed} INSERT OR IGNORE INTO unblocked_tasks"  # noqa: S608
+            f" SELECT child FROM changed WHERE {_IS_UNBLOCKED}",
+            values,
+        )
+        self._db.execute(
+            f"{changed} DELETE FROM unblocked_tasks WHERE child IN"  # noqa: S608
+            f" (SELECT child FROM changed WHERE NOT {_IS_UNBLOCKED})",
+            values,
+        )
 
     def _read_states(self, tasks: Sequence[str]) -> dict[str, TaskState]:
         found = rows.select_in(self._db, "SELECT id, state FROM tasks WHERE id", tasks)

@@ -94,3 +94,21 @@ def test_a_mended_dependency_does_not_release_a_task_that_waits_for_another(
         seen.append(ripe(db))
 
     assert seen == [[1], [], [1]]
+
+
+def test_one_end_changes_many_children_in_few_statements(
+    db: sqlite3.Connection,
+) -> None:
+    """While the event loop is busy, the writer waits for the GIL at each statement."""
+    edges = DependencyIndex(db)
+    added = [(child, After(tasks=("p",))) for child in range(1, MANY + 1)]
+    edges.apply_changes(DependencyChanges(added=added))
+    ended = [(TaskId("p"), TaskState.COMPLETED)]
+    statements: list[str] = []
+
+    db.set_trace_callback(statements.append)
+    edges.apply_changes(DependencyChanges(ended_parents=ended))
+    db.set_trace_callback(None)
+
+    assert ripe(db) == list(range(1, MANY + 1))
+    assert len(statements) < FEW
