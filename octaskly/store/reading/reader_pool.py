@@ -94,7 +94,8 @@ class ReaderPool:
                 try:
                     return query(db)
                 finally:
-                    db.execute("COMMIT")
+                    if db.in_transaction:  # Some errors end it.
+                        db.execute("COMMIT")
             finally:
                 self._idle.put(db)
         except sqlite3.Error as error:
