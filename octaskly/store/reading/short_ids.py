@@ -19,6 +19,9 @@ from octaskly.store.tables import rows, task_name_collisions
 FOUND_MAX: Final = 4  #: tasks returned for one short id
 DIGITS_MIN: Final = 4  #: shortest prefix of hexadecimal digits
 COUNTED_MAX: Final = 10_000  #: latest counted ids whose digits are compared
+DERIVED_MAX: Final = 100
+"""Names examined that begin like those with a derived number; clients may choose such.
+"""
 
 _ID_DIGITS: Final = 8
 _DIGITS: Final = re.compile(rf"[0-9a-f]{{{DIGITS_MIN},{_ID_DIGITS}}}")
@@ -72,12 +75,12 @@ def _ids_with_derived_number(db: sqlite3.Connection, number: int) -> list[rows.R
     found: list[rows.Row] = []
     start = f"task-{number:0{rows.DERIVED_DIGITS}}"  # A derived number has zeros.
     low, end = f"{start}-", f"{start}."
-    while len(found) < 2:  # noqa: PLR2004
+    for _ in range(DERIVED_MAX):
         first = db.execute(
             "SELECT id FROM tasks WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
             (low, end),
         ).fetchone()
-        if first is None:
+        if first is None or len(found) > 1:
             break
         name = first[0][: len(start) + 1 + _ID_DIGITS]
         found += db.execute(

@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from octaskly.store.reading.queries import read_stats
+from octaskly.store.reading.short_ids import names_with_sequence
 from tests.contract import log_kit as kit
 
 STEPS_MAX = 200_000  #: of SQLite's machine
@@ -45,3 +46,12 @@ def test_the_oldest_task_of_many_lanes_is_not_looked_for_in_all(
     add_tasks(db, (f"t{n}" for n in range(20_000)))
 
     assert count_steps(db, lambda: read_stats(db)) < STEPS_MAX
+
+
+def test_many_chosen_names_do_not_slow_down_the_look_for_a_number(
+    db: sqlite3.Connection,
+) -> None:
+    """Any client may ask for `task-1`, and choose ids that begin like it."""
+    add_tasks(db, (f"task-000000000001-y{n}~{n:015x}" for n in range(20_000)))
+
+    assert count_steps(db, lambda: names_with_sequence(db, 1)) < STEPS_MAX
