@@ -231,7 +231,7 @@ class MessageValidator:
             stream, seq = entry.stream, entry.seq
             if not seq or seq != last.get(stream, seq - 1) + 1:
                 return "gap"
-            if stream not in named and stream not in journal.vector and seq == 1:
+            if stream not in named and stream not in journal.vector:
                 return "stream"
             if not is_valid_fact(entry.fact):
                 return "fact"

@@ -342,6 +342,10 @@ WRONG = {
         pulled((9, 1), epochs=((KNOWN, WRITER),)),
         "stream",
     ),
+    "a later entry of a stream without a writer": (
+        pulled((9, 6), epochs=((KNOWN, WRITER),)),
+        "stream",
+    ),
     "a copy of a stream without a writer": (
         Replicate(THEIRS, 1, entries((9, 1)), ()),
         "stream",
