@@ -43,7 +43,6 @@ OUTPUT_BYTES_MAX: Final = 2 << 20
 Lists of files count as well, with the most bytes that their paths may have.
 """
 
-_PAGE: Final = 64
 _RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
 
 
@@ -231,19 +230,14 @@ def _without_outputs(outcome: Outcome) -> Outcome:
 def _task_rows(
     db: sqlite3.Connection, after: int, ages: TaskAges
 ) -> Iterator[tuple[int, TaskRow]]:
-    while True:
-        found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
-            " first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
-            " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
-            (after, _PAGE),
-        ).fetchall()
-        records = rows.records_from([row[:-6] for row in found])
-        for row, (record, outputs) in zip(found, records, strict=True):
-            whole = _fitting_row(db, record, outputs)
-            *times, stored_ms = row[-5:]
-            age_ms = ages.age_ms(row[-6], stored_ms)
-            yield row[0], TaskRow(whole, SubmissionTimes(*times), row[-6], age_ms)
-        if len(found) < _PAGE:
-            return
-        after = found[-1][0]
+    for row in db.execute(
+        f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
+        " first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
+        " FROM tasks WHERE key > ? ORDER BY key",
+        (after,),
+    ):
+        ((record, outputs),) = rows.records_from([row[:-6]])
+        whole = _fitting_row(db, record, outputs)
+        *times, stored_ms = row[-5:]
+        age_ms = ages.age_ms(row[-6], stored_ms)
+        yield row[0], TaskRow(whole, SubmissionTimes(*times), row[-6], age_ms)

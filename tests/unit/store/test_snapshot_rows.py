@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 
@@ -11,6 +12,7 @@ from octaskly.core.effects import Append
 from octaskly.core.log.facts import Fact, Finished
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.core.protocol.messages import SnapshotCursor
 from octaskly.mesh.wire import WirePacker
@@ -58,3 +60,22 @@ def test_a_task_whose_attempts_left_many_files_fits_into_a_frame() -> None:
     ends = read_row(lambda _: left)
 
     assert [len(each.outputs) for each in ends] == [0] * 9 + [4000]
+
+
+def test_a_part_reads_only_its_own_rows() -> None:
+    """Each of them may have megabytes, and the sender may be a small board."""
+    facts: list[Fact] = [
+        kit.submitted(n, options=TaskOptions(stdin=bytes(MIB // 4)))
+        for n in range(1, 60)
+    ]
+    with closing(kit.database()) as db:
+        tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+        tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+        head, ages, packer = read_snapshot_head(db), TaskAges(kit.WALL_MS), WirePacker()
+
+        tracemalloc.start()
+        read_snapshot_part(db, packer, SnapshotCursor(1), MIB, ages, head)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert peak_bytes < 4 * MIB
