@@ -41,7 +41,7 @@ def load_queued_tasks(
         The answer, and its tasks as stored.
     """
     after_ord, lane = ask.after_ord, ask.lane
-    found, has_more = _first_rows(
+    found, has_more = first_rows(
         db.execute(
             f"{_PLACED} AND {_PLACE} > ? ORDER BY {_PLACE}, key",
             (*_columns_of(lane), after_ord),
@@ -99,7 +99,7 @@ def load_live_tasks(db: sqlite3.Connection, ask: LoadLive) -> LiveLoaded:
         (ask.after_key,),
     )
     built = member_ranges.live_rows_after(db, ask.after_key)
-    found, has_more = _first_rows(member_ranges.merged_by_key(stored, built), ask.limit)
+    found, has_more = first_rows(member_ranges.merged_by_key(stored, built), ask.limit)
     next_key = found[-1][0] if has_more else None
     return LiveLoaded(ask.term, _queue_records(db, found), next_key)
 
@@ -117,7 +117,7 @@ def load_tasks(db: sqlite3.Connection, ask: LoadTasks) -> TasksLoaded:
     return TasksLoaded(ask.term, tuple(answered), _queue_records(db, found))
 
 
-def _first_rows(
+def first_rows(
     rows_in_order: Iterable[rows.Row], limit: int, bytes_max: int = LOAD_BYTES
 ) -> tuple[list[rows.Row], bool]:
     """Return as many rows as one answer may have; True if there are more."""

@@ -9,6 +9,7 @@ from octaskly.core.effects import LoadUnblocked
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.tasks import ORD_HLC_MASK
+from octaskly.store.reading.queue import first_rows
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 
@@ -16,7 +17,10 @@ from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 def load_unblocked_tasks(
     db: sqlite3.Connection, ask: LoadUnblocked, ages: TaskAges
 ) -> UnblockedLoaded:
-    """Return tasks whose dependencies are met or broken, oldest first."""
+    """Return tasks whose dependencies are met or broken, oldest first.
+
+    There may be fewer than the limit if they are large.
+    """
     keys = [
         key
         for (key,) in db.execute(
@@ -26,14 +30,16 @@ def load_unblocked_tasks(
     if ask.before_hlc and len(keys) < ask.limit:
         left = ask.limit - len(keys)
         keys += _tasks_with_unknown_parents(db, ask.before_hlc, ages, left)
-    keys = list(dict.fromkeys(keys))
-    select = f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key"  # noqa: S608
-    found = list(rows.select_in(db, select, keys, "ORDER BY key"))
+    select = f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE key = ?"  # noqa: S608
+    read = (row for key in dict.fromkeys(keys) for row in db.execute(select, (key,)))
+    found, _ = first_rows(read, ask.limit)
     select = (
         "SELECT child, min(parent) FROM dependencies"  # noqa: S608
         f" WHERE status = {EDGE_BROKEN} AND child"
     )
-    broken = dict(rows.select_in(db, select, keys, "GROUP BY child"))
+    broken = dict(
+        rows.select_in(db, select, [row[0] for row in found], "GROUP BY child")
+    )
     unblocked = tuple(
         UnblockedTask(record, broken.get(row[0]))
         for row, (record, _) in zip(found, rows.records_from(found), strict=True)

@@ -8,9 +8,12 @@ from contextlib import closing
 
 import pytest
 
+from octaskly.core.effects import LoadUnblocked
+from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After
 from octaskly.core.model.tasks import TaskState
+from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables.schema import MIGRATIONS
 from octaskly.store.writing.dependency_index import DependencyChanges, DependencyIndex
 
@@ -112,3 +115,19 @@ def test_one_end_changes_many_children_in_few_statements(
 
     assert ripe(db) == list(range(1, MANY + 1))
     assert len(statements) < FEW
+
+
+def test_an_answer_with_unblocked_tasks_has_bounded_bytes(
+    db: sqlite3.Connection,
+) -> None:
+    """A client may queue many large tasks behind one; they come one part at a time."""
+    db.executemany(
+        "INSERT INTO tasks (key, id, state, ord, stdin, options, command, timeout_s,"
+        " submitter, created_ms) VALUES (?1, 't' || ?1, 0, ?1, ?2, '[]', '', 0, '', 0)",
+        [(key, bytes(1 << 20)) for key in range(20)],
+    )
+    db.execute("INSERT INTO unblocked_tasks SELECT key FROM tasks")
+
+    first = load_unblocked_tasks(db, LoadUnblocked(1, MANY), TaskAges(0)).tasks
+
+    assert [task.record.id for task in first] == [f"t{key}" for key in range(16)]
