@@ -19,7 +19,6 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.protocol.messages import PackedMessage, Report
-from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports.events import RecentAttempts
 from octaskly.ports.store import (
     Clock,
@@ -38,6 +37,7 @@ from octaskly.store.reading.snapshot import is_snapshot_needed
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables import mesh_records, node_state, task_name_collisions
 from octaskly.store.tables.database import (
+    READ_ERRORS,
     DatabaseLock,
     build_store_error,
     default_size_max,
@@ -399,13 +399,8 @@ class Store:
                 self._loop,
                 self._report_persisted,
             )
-        except sqlite3.Error as error:
+        except READ_ERRORS as error:
             raise build_store_error(self._path, error) from error
-        except RemoteProtocolError as error:
-            raise StoreCorrupt(
-                f"{self._path} is damaged: {error}",
-                hint="`octaskly db reset` moves it aside and starts afresh",
-            ) from error
         return saved
 
     def _report_persisted(self, number: int) -> None:

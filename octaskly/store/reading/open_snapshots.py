@@ -22,7 +22,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.protocol.messages import PackedMessage, Snapshot, SnapshotCursor
 from octaskly.ports.store import Packer
 from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
-from octaskly.store.tables.database import build_store_error, open_reader
+from octaskly.store.tables.database import READ_ERRORS, build_store_error, open_reader
 from octaskly.store.tables.staged_parts import is_merging
 
 SNAPSHOTS_MAX: Final = 4  #: more peers wait
@@ -169,5 +169,5 @@ class OpenSnapshots:
         assert self._threads is not None, "the store is not open"
         try:
             return await self._loop.run_in_executor(self._threads, read)
-        except sqlite3.Error as error:
+        except READ_ERRORS as error:
             raise build_store_error(self._path, error) from error

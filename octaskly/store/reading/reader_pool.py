@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Concatenate, ParamSpec, TypeVar
 
-from octaskly.store.tables.database import build_store_error, open_reader
+from octaskly.store.tables.database import READ_ERRORS, build_store_error, open_reader
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -98,5 +98,5 @@ class ReaderPool:
                         db.execute("COMMIT")
             finally:
                 self._idle.put(db)
-        except sqlite3.Error as error:
+        except READ_ERRORS as error:
             raise build_store_error(self._path, error) from error

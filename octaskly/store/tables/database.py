@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from octaskly.errors import StoreCorrupt, StoreError, StoreFull, StoreUnusable
+from msgspec import DecodeError
+
+from octaskly.errors import (
+    RemoteProtocolError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreUnusable,
+)
 from octaskly.store.tables.schema import (
     APPLICATION_ID,
     MIGRATIONS,
@@ -57,10 +65,17 @@ _NONE: dict[None, int] = {}
 sqlite3.register_adapter(type(None), _NONE.get)
 
 
-def build_store_error(path: Path, error: sqlite3.Error) -> StoreError:
-    """Return the `StoreError` for an error of SQLite, with a hint."""
+READ_ERRORS: Final = (sqlite3.Error, DecodeError, RemoteProtocolError)
+"""Errors of SQLite, and of values that cannot be decoded."""
+
+
+def build_store_error(path: Path, error: Exception) -> StoreError:
+    """Return the `StoreError` for one of `READ_ERRORS`, with a hint.
+
+    SQLite has no checksums, so a damaged value may be the first sign of a bad disk.
+    """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _DAMAGE:
+    if code in _DAMAGE or not isinstance(error, sqlite3.Error):
         return StoreCorrupt(f"{path} is damaged: {error}", hint=_RESET)
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
         return StoreFull(f"{path}: the disk is full", hint="free some space")

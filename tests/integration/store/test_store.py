@@ -295,6 +295,18 @@ async def test_a_database_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     assert isinstance(await refused(path), StoreCorrupt)
 
 
+async def test_a_damaged_value_is_a_damaged_log(tmp_path: Path) -> None:
+    """SQLite has no checksums, so only the reader of the value notices."""
+    path = tmp_path / "log.db"
+    await fill(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE tasks SET attempts = x'c1'")
+
+    async with opened(path) as store:
+        with pytest.raises(StoreCorrupt, match="damaged"):
+            await store.read_task(kit.task_id(1))
+
+
 async def test_a_database_that_another_program_writes_is_refused(
     tmp_path: Path,
 ) -> None:
