@@ -33,6 +33,8 @@ from octaskly.store.tables.schema import (
     VERSION,
 )
 
+SQLITE_MIN: Final = (3, 38)  #: for `->>`; strict tables need 3.37
+
 SCAN_BYTES_MAX: Final = 200 << 20
 """A larger file has only its schema checked at start; others have all pages checked."""
 
@@ -135,8 +137,14 @@ def open_writer(path: Path) -> sqlite3.Connection:
     Raises:
         StoreCorrupt: The file is damaged, belongs to another program, or is newer.
             Nothing was written.
-        StoreUnusable: The file cannot be opened or written.
+        StoreUnusable: The file cannot be opened or written, or SQLite is too old.
     """
+    if sqlite3.sqlite_version_info < SQLITE_MIN:
+        needed = ".".join(map(str, SQLITE_MIN))
+        raise StoreUnusable(
+            f"this Python has SQLite {sqlite3.sqlite_version}; {needed} is needed",
+            hint="`uv tool install --managed-python` installs a Python that has it",
+        )
     try:
         if path.exists() and path.stat().st_size:
             _check(path)

@@ -295,6 +295,20 @@ async def test_a_database_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     assert isinstance(await refused(path), StoreCorrupt)
 
 
+def test_a_sqlite_that_is_too_old_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end with a syntax error of SQLite, or later in a search."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 2))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.37.2")
+    path = tmp_path / "log.db"
+
+    with pytest.raises(StoreUnusable, match=r"SQLite 3\.37\.2; 3\.38 is needed"):
+        open_writer(path)
+
+    assert not path.exists()
+
+
 async def test_a_damaged_value_is_a_damaged_log(tmp_path: Path) -> None:
     """SQLite has no checksums, so only the reader of the value notices."""
     path = tmp_path / "log.db"
