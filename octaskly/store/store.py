@@ -47,6 +47,7 @@ from octaskly.store.tables.database import (
 )
 from octaskly.store.tables.node_state import (
     PeerContact,
+    forget_visitors,
     read_saved,
     read_task_ages,
 )
@@ -383,6 +384,7 @@ class Store:
             # A stream never resumes after a restart, so nothing follows in these.
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("DELETE FROM streams WHERE last_seq = 0")
+            forget_visitors(connection, self._clock.now().wall_ms)
             repair_streams(connection)
             drop_incomplete_snapshots(connection)
             connection.execute("COMMIT")

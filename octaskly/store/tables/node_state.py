@@ -81,6 +81,21 @@ def write_peers(db: sqlite3.Connection, peers: Iterable[PeerContact]) -> None:
     )
 
 
+def forget_visitors(db: sqlite3.Connection, wall_ms: int) -> None:
+    """Delete visitors that came long ago and ran no task that is left.
+
+    A visitor has another id at each visit.
+    """
+    db.execute("DELETE FROM counts WHERE n = 0")
+    found = db.execute(
+        "SELECT id FROM peers WHERE last_contact_ms < ?"
+        " AND id NOT IN (SELECT node FROM counts)",
+        (wall_ms - PEER_DAYS * _DAY_MS,),
+    ).fetchall()
+    gone = [(node,) for (node,) in found if is_visitor(node)]
+    db.executemany("DELETE FROM peers WHERE id = ?", gone)
+
+
 def write_spool(
     db: sqlite3.Connection, packer: Packer, items: Sequence[Spool | Unspool]
 ) -> None:
