@@ -152,7 +152,9 @@ class WebhookScheduler:
         assert record.spec is not None
         assert record.spec.options is not None
         url = record.spec.options.notify_url
-        host = urlsplit(url).netloc
+        parts = urlsplit(url)  # The spelling of a host makes no other one of it.
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = f"{(parts.hostname or '').rstrip('.')}:{port}"
         self._pending_keys.add(key)
         news = end_event(record, self._clock.now().wall_ms)
         whose = record.spec.submitter

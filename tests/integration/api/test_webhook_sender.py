@@ -419,6 +419,20 @@ async def test_one_silent_receiver_does_not_delay_others(bench: Bench) -> None:
         assert bench.delivered == [heard]
 
 
+async def test_a_host_is_the_same_however_it_is_spelled(bench: Bench) -> None:
+    """Otherwise one silent host would take the places of all others."""
+    async with receiver(behave=_hang) as hostile, bench.dispatching():
+        for n, host in enumerate(("localhost", "LOCALHOST", "Localhost", "LocalHost")):
+            await bench.end(n + 1, hostile.url.replace("127.0.0.1", host))
+        await hostile.until(webhooks.CONCURRENT_PER_HOST_MAX)
+        async with receiver() as kind:
+            heard = await bench.end(9, kind.url)
+            await bench.until_delivered(1)
+
+        assert bench.delivered == [heard]
+        assert len(hostile.got) == webhooks.CONCURRENT_PER_HOST_MAX
+
+
 async def test_silent_receivers_of_one_submitter_do_not_delay_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
