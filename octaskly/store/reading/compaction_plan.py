@@ -58,11 +58,12 @@ _OUTPUTS_OF: Final = f"'$[{TaskOptions.__struct_fields__.index('outputs_of')}]'"
 _BY_FIRST_SUBMISSION: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
     " runs_on OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id)"
-    # Unfinished tasks get outputs. The list is only read for tasks that have some.
-    " OR outputs IS NOT NULL AND id IN (SELECT value"
+    # Unfinished tasks get outputs. The list is only read for tasks that have some:
+    # unlike `AND`, `iif` evaluates only what it needs.
+    " OR iif(outputs IS NULL, 0, id IN (SELECT value"
     " FROM tasks AS t INDEXED BY tasks_with_options,"
     f" json_each(t.options, {_OUTPUTS_OF})"
-    " WHERE t.options IS NOT NULL AND t.state < 2 AND type = 'text'),"
+    " WHERE t.options IS NOT NULL AND t.state < 2 AND type = 'text')),"
     " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
     " FROM tasks INDEXED BY tasks_first_submitted ORDER BY first_submitted_hlc, key"
 )
