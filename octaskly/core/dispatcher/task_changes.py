@@ -206,6 +206,7 @@ class TaskChanges:
         hlc = self._journal.reserve_timestamps(now)
         change = Reprioritized(record.id, self._step.epoch.term, hlc, event.priority)
         self._step.facts.append(change)
+        self._step.note_changed((record.id,))
         task = queue.tasks.get(record.id)
         queue.reprioritize(change)
         # A read of the store must not bring back the old priority before the commit.

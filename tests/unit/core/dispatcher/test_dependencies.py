@@ -14,7 +14,12 @@ from octaskly.core.effects import (
     LoadUnblocked,
     Send,
 )
-from octaskly.core.events import UnblockedLoaded, UnblockedTask
+from octaskly.core.events import (
+    ReprioritizeRequested,
+    UnblockedLoaded,
+    UnblockedTask,
+)
+from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.drafts import TaskDraft
@@ -28,6 +33,7 @@ from tests.support.dispatcher import (
     B,
     DispatcherWithJournal,
     T,
+    appended_facts,
     cancel_request,
     deliver_results,
     dispatcher_with,
@@ -83,6 +89,33 @@ def test_a_task_that_is_cancelled_during_a_read_does_not_run(
     effects += world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
+def test_a_task_whose_priority_changes_during_a_read_gets_its_new_place() -> None:
+    """That read misses the change, and the one that follows it misses the release."""
+    world = dispatcher_with()
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
+    waits = TaskRecord(T, replace(spec("t"), options=late().options))
+    change = ReprioritizeRequested(7, waits, 5)
+    (fact,) = appended_facts(world.dispatch.on_reprioritize_requested(change, moment()))
+    assert isinstance(fact, Reprioritized)
+    number = world.journal.last_number
+
+    answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)
+    world.dispatch.on_store_answer(answer, moment())
+    world.journal.on_persisted(number)
+    assert LoadTasks(1, (T,)) in world.journal.run_deferred(moment())
+    moved = replace(waits, reprioritized=fact)
+    found(world, moved)
+    world.commit()
+    again = UnblockedLoaded(4, (UnblockedTask(moved, None),), has_more=False)
+    world.dispatch.on_store_answer(again, moment())
+    world.commit()
+
+    (queued,) = world.dispatch._queue.tasks.waiting
+    assert queued.ord == moved.ord
 
 
 def test_a_task_that_ends_during_a_read_does_not_run() -> None:
