@@ -328,7 +328,7 @@ class Reconciler:
             self._queue.end(task)
             self._step.pin_until_durable(task)
         elif task.final_state is None and self._step.is_prefetched(task):
-            self._step.kill_live_attempt(task)  # Its worker has not begun it.
+            self._step.kill_live_attempt(task, spares_begun=True)
 
     def drop_ended_attempts(
         self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]

@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     LoadQueued,
     LoadTasks,
     LoadUnblocked,
+    Send,
 )
 from octaskly.core.events import (
     CancelRequested,
@@ -43,7 +44,7 @@ from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
-from octaskly.core.protocol.messages import Reattach
+from octaskly.core.protocol.messages import Kill, Reattach
 from octaskly.core.replies import Copied
 from tests.support.builders import (
     STREAM,
@@ -76,7 +77,6 @@ from tests.support.dispatcher import (
     live_attempt,
     reattach_report,
     results_message,
-    send_kill,
     submission,
     task_record,
 )
@@ -247,7 +247,7 @@ def test_a_lost_task_that_ended_elsewhere_is_read_before_it_reruns() -> None:
 
 
 def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
-    """It has not started, as another task precedes it; then the store is asked."""
+    """Another task precedes it; if it has started all the same, it goes on."""
     world = dispatcher_with(task_record("u"), task_record(place=2))
     world.dispatch.on_worker_up(node_info(A, 1), moment())
     world.dispatch.on_reattach(*reattach_report("a", 2), moment())
@@ -255,11 +255,9 @@ def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
 
     effects = world.dispatch.on_ended_elsewhere((T, TaskId("u")), moment())
 
-    assert effects == [
-        send_kill(A, attempt(seq=2)),
-        LoadTasks(1, (T, TaskId("u"))),
-    ]
-    ended = report(of=attempt(seq=2), end=outcome(AttemptState.CANCELLED))
+    recall = Kill(epoch(), ((T, attempt(seq=2)),), spares_begun=True)
+    assert effects == [Send(A, (recall,)), LoadTasks(1, (T, TaskId("u")))]
+    ended = report(of=attempt(seq=2), end=released(EndReason.RETURNED))
     back = deliver_results(
         world.dispatch, A, results_message(ended, credit=0), moment()
     )
