@@ -327,8 +327,8 @@ class Reconciler:
         if task.stage in WAITING_STAGES:
             self._queue.end(task)
             self._step.pin_until_durable(task)
-        elif task.final_state is None and self._step.is_prefetched(task):
-            self._step.kill_live_attempt(task, spares_begun=True)
+        elif task.stage is Stage.LIVE and task.final_state is None:
+            self._step.recall_prefetched(task)
 
     def drop_ended_attempts(
         self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]

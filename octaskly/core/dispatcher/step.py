@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
@@ -194,17 +194,27 @@ class DispatchStep:
     # --- What a step may decide.
 
     def is_prefetched(self, task: QueuedTask | None) -> bool:
-        """Return True if a worker got it ahead of a free slot, so has not begun it.
+        """Return True if a worker got it behind full slots, so has not begun it.
 
-        Workers begin in order. If slots have become free meanwhile, which this node
-        has not heard, the kill ends what has just begun.
+        Workers begin in order, but an attempt takes no slot while it is prepared. If
+        slots have become free meanwhile, which this node has not heard, the kill ends
+        what has just begun.
         """
         if task is None or task.stage is not Stage.LIVE or task.node is None:
             return False
-        return task in self._prefetched_at(task.node, self.pool.slots(task.node))
+        held = self.queue.tasks.held_in_order(task.node)
+        before = takewhile(lambda other: other is not task, held)
+        taken = sum(0 if each.spec.needs_preparation else each.slots for each in before)
+        return 0 < self.pool.slots(task.node) <= taken
+
+    def recall_prefetched(self, task: QueuedTask) -> None:
+        """Take a live attempt back that waits at its worker; one that runs goes on."""
+        assert task.node is not None
+        if task in self._prefetched_at(task.node, self.pool.slots(task.node)):
+            self.kill_live_attempt(task, spares_begun=True)
 
     def _prefetched_at(self, node: NodeId, slots: int) -> set[Held]:
-        """Return what a worker with so many slots has not begun; 0: it is unknown."""
+        """Return what a worker with so many slots has likely not begun; 0: unknown."""
         held = self.queue.tasks.held_in_order(node)
         taken = accumulate((task.slots for task in held), initial=0)
         return {task for task, n in zip(held, taken, strict=False) if 0 < slots <= n}
@@ -421,8 +431,8 @@ class DispatchStep:
             cancel = task_rules.cancel_member(member.spec.id, by, term)
             if cancel is not None:
                 self.write(member, cancel)
-            elif self.is_prefetched(member):
-                self.kill_live_attempt(member, spares_begun=True)
+            else:
+                self.recall_prefetched(member)
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""

@@ -125,6 +125,19 @@ class TaskSpec(Struct, frozen=True, gc=False, array_like=True):
         return retry is None or retry.on_lost
 
     @property
+    def needs_preparation(self) -> bool:
+        """Return True if its node must check, fetch or create something for it."""
+        options = self.options
+        return bool(self.inputs or self.outputs) or (
+            options is not None
+            and (
+                options.is_scratch
+                or options.stdin_file is not None
+                or options.same_folder is not None
+            )
+        )
+
+    @property
     def has_dependencies(self) -> bool:
         """Return True if the task runs after others."""
         return self.options is not None and self.options.after is not None

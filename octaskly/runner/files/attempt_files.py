@@ -63,19 +63,6 @@ class AttemptSources(NamedTuple):
     stdin_file: BlobSource | None
 
 
-def needs_preparation(spec: TaskSpec) -> bool:
-    """Return True if something must be checked, fetched or created for an attempt."""
-    options = spec.options
-    return bool(spec.inputs or spec.outputs) or (
-        options is not None
-        and (
-            options.is_scratch
-            or options.stdin_file is not None
-            or options.same_folder is not None
-        )
-    )
-
-
 class _NamedTree(NamedTuple):
     """A tree of the folder, with its name for errors."""
 

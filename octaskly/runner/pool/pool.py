@@ -33,7 +33,6 @@ from octaskly.runner.blobs.blob_fetcher import BlobFetcher, KnownHolders
 from octaskly.runner.files.attempt_files import (
     NoRoom,
     ScratchFolders,
-    needs_preparation,
 )
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.output_copies import CopiedOutputs
@@ -210,7 +209,7 @@ class Pool:
                 self._end_attempt(item, released_outcome(EndReason.DRAINING))
             elif not self._resources.can_ever_fit(item):
                 self._end_attempt(item, released_outcome(EndReason.RETURNED))
-            elif needs_preparation(spec):
+            elif spec.needs_preparation:
                 item.holders = holders
                 self._preparer.prepare(item)
             else:

@@ -85,6 +85,7 @@ from tests.support.dispatcher import (
     dispatcher_with,
     found,
     live_attempt,
+    reattach_report,
     results_message,
     send_acknowledgement,
     send_assignment,
@@ -805,6 +806,23 @@ def test_a_task_that_the_store_reports_ended_is_not_queued() -> None:
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     assert effects == []
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_task_behind_one_that_is_prepared_may_run_already(is_prepared: bool) -> None:
+    """An attempt takes no slot while its files are fetched."""
+    first = replace(spec("u", ord=1), outputs=("out",) if is_prepared else ())
+    world = dispatcher_with(TaskRecord(first.id, first), task_record(place=2))
+    world.dispatch.on_worker_up(node_info(B, 1), moment())
+    world.dispatch.on_reattach(*reattach_report(B, 2), moment())
+    assert world.dispatch.outstanding(B) == 2
+    world.commit()
+
+    asked = cancel_request(TaskState.RUNNING)
+    effects = world.dispatch.on_cancel_requested(asked, moment()) + world.commit()
+
+    state = TaskState.RUNNING if is_prepared else TaskState.CANCELLED
+    assert cancel_reply(not is_prepared, state) in effects
 
 
 @pytest.mark.parametrize("are_in_memory", [True, False])
