@@ -35,7 +35,15 @@ from octaskly.files.local_tree import (
     name_path,
     scan_tree,
 )
-from octaskly.files.manifest import ENTRIES_MAX, Manifest, ManifestError
+from octaskly.files.manifest import (
+    ENTRIES_MAX,
+    Manifest,
+    ManifestError,
+    content_digest,
+    content_of,
+    encode_manifest,
+    select_folders,
+)
 from octaskly.files.output_patterns import prefixes
 from octaskly.files.sent_trees import Origin, SentTrees
 from octaskly.rest.client_types import Draft, SentDigests
@@ -104,9 +112,10 @@ class LocalFiles:
                 callbacks=self._callbacks,
             )
         if self._is_by_item:
-            _check_members(self._tree.manifest)
             secrets = dict.fromkeys(map(_member_path, self._tree.secret_paths))
-            self._tree = self._tree._replace(secret_paths=tuple(secrets))
+            self._tree = _without_common(self._tree)._replace(
+                secret_paths=tuple(secrets)
+            )
         return self._tree
 
     def attach(
@@ -280,31 +289,41 @@ def _items_of(array: Mapping[str, Any]) -> Sequence[str]:
     return list(map(str, members[: ENTRIES_MAX + 1]))
 
 
-def _check_members(manifest: Manifest) -> None:
-    """Raise `ManifestError` if files of an item and those of all members collide."""
-    common = {
-        path.partition("/")[2]
-        for path in manifest.paths()
-        if path.startswith(f"{COMMON_FOLDER}/")
-    }
-    folders = {path[: -len(name)] for path in common for name in _ends_of(path)}
-    for path in manifest.paths() if common else ():
-        if path.startswith(f"{ITEMS_FOLDER}/"):
-            place = path.split("/", 2)[2]
-            above = {place[: -len(end) - 1] for end in _ends_of(place)}
-            if f"{place}/" in folders or {place, *above} & common:
-                raise ManifestError(
-                    f"a file for all tasks and one of an item collide at {place!r} in"
-                    " the task's folder",
-                    hint="give one of them another place in the task's folder",
-                )
+def _without_common(tree: LocalTree) -> LocalTree:
+    """Return the tree of an array without entries of items that all members have.
 
+    Raises:
+        ManifestError: an item and all members have something else at the same place.
+    """
+    manifest = tree.manifest
+    common = select_folders(manifest, [COMMON_FOLDER])
+    contents = {each.path: content_of(each) for each in common.files + common.links}
+    folders = {each for path in common.paths() for each in prefixes(path)}
+    folders -= contents.keys()
 
-def _ends_of(path: str) -> Iterator[str]:
-    """Yield what follows each slash of a path."""
-    while "/" in path:
-        path = path.partition("/")[2]
-        yield path
+    def is_own(path: str, content: object = None) -> bool:
+        top, _, rest = path.partition("/")
+        if top == COMMON_FOLDER:
+            return True
+        place = rest.partition("/")[2]
+        is_in_all = contents.get(place) == content if content else place in folders
+        if is_in_all:
+            return False
+        if place in folders or not contents.keys().isdisjoint(prefixes(place)):
+            raise ManifestError(
+                f"a file for all tasks and one of an item collide at {place!r} in"
+                " the task's folder",
+                hint="give one of them another place in the task's folder",
+            )
+        return True
+
+    own = Manifest(
+        tuple(each for each in manifest.files if is_own(each.path, content_of(each))),
+        tuple(each for each in manifest.links if is_own(each.path, content_of(each))),
+        tuple(path for path in manifest.empty_folders if is_own(path)),
+    )
+    data = encode_manifest(own)
+    return tree._replace(manifest=own, manifest_bytes=data, sha256=content_digest(data))
 
 
 def _kept_from_visitors(draft: Draft, tree: LocalTree) -> Draft:

@@ -220,7 +220,7 @@ def merge_trees(named: Sequence[tuple[str, Manifest]]) -> Manifest:
         for entry in here:
             known = entries.setdefault(entry.path, entry)
             first = names.setdefault(entry.path, name)
-            if _content_of(known) != _content_of(entry):
+            if content_of(known) != content_of(entry):
                 raise ManifestError(
                     f"{entry.path!r} is not the same in {first} and in {name}"
                 )
@@ -233,7 +233,8 @@ def merge_trees(named: Sequence[tuple[str, Manifest]]) -> Manifest:
     )
 
 
-def _content_of(entry: TreeFile | TreeLink) -> tuple[bytes | str, bool]:
+def content_of(entry: TreeFile | TreeLink) -> tuple[bytes | str, bool]:
+    """Return what makes two entries the same at one path."""
     if isinstance(entry, TreeLink):
         return entry.target, False
     return entry.sha256, entry.is_executable

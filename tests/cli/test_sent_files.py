@@ -750,6 +750,19 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
     assert (ended.returncode, outputs) == (0, [b"part 1\n", b"part 3\n"])
 
 
+def test_an_item_may_be_among_the_files_of_all(agent: DemoAgent, project: Path) -> None:
+    """What is the same is sent once; an item may be a folder, too."""
+    (project / "empty").mkdir()
+    (project / "link").symlink_to("greet")
+    words = ["map", "--in", ".", "--in", "{}", "test -e {} && find . | LC_ALL=C sort"]
+
+    done = octaskly(agent, *words, ":::", "greet", "src", "empty", "src/text")
+
+    found = [".", "./.gitignore", "./empty", "./greet", "./link", "./src", "./src/text"]
+    assert done.stdout.decode().splitlines() == found * 4, done.stderr
+    assert b" 3 files, " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
