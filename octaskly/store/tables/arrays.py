@@ -212,18 +212,21 @@ def ranges_without_row(
         " ORDER BY key DESC LIMIT 1), 0))",
         keys,
     ).fetchone()
-    runs = []
+    runs: list[tuple[int, int]] = []
+    start = members.first
     if last - members.first + 1 > held:
-        runs = db.execute(
-            # A member with a row may lie within a range.
-            "SELECT before + 1, key - 1 FROM (SELECT key, ifnull(max(last) OVER"
-            " (ORDER BY key, last ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),"
-            " ?1 - 1) AS before FROM (SELECT key, key AS last FROM tasks"
-            " WHERE key BETWEEN ?1 AND ?2 UNION ALL SELECT key, key + n - 1"
-            " FROM member_ranges WHERE key BETWEEN ?1 AND ?2))"
-            " WHERE key > before + 1 ORDER BY key LIMIT ?3",
-            (*keys, RUNS_MAX),
-        ).fetchall()
+        for first, end in db.execute(
+            # SQLite merges both in their order, without a copy.
+            "SELECT key, key AS last FROM tasks WHERE key BETWEEN ?1 AND ?2 UNION ALL"
+            " SELECT key, key + n - 1 FROM member_ranges WHERE key BETWEEN ?1 AND ?2"
+            " ORDER BY key",
+            keys,
+        ):
+            if start < first:
+                runs.append((start, first - 1))
+            if len(runs) == RUNS_MAX:
+                break
+            start = max(start, end + 1)  # A member with a row may lie within a range.
     if last < members.last and len(runs) < RUNS_MAX:
         runs.append((last + 1, members.last))
     return tuple((a - members.first, b - members.first) for a, b in runs)
