@@ -194,6 +194,7 @@ class TableWriter:
                     if task.key is None:
                         continue  # The part has the id twice; no correct node does so.
                     purge.delete_tasks(self._db, [task.key])
+                    self._cache.clear()  # It may hold members of a deleted array.
                     task = touched[task_id] = ProjectedTask()
                     entries = self._pending_entries.read_entries_about([task_id])
                     task.pending = list(entries)

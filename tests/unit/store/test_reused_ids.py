@@ -1,0 +1,61 @@
+"""A snapshot with a later task that has the id of one this node has not forgotten."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from msgspec.structs import replace
+
+from octaskly.core.effects import Append, MergeRows, StageRows
+from octaskly.core.log.facts import Assigned, Floor, StreamFloor
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.model.arrays import member_id
+from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import Attempt, TaskState
+from octaskly.core.protocol.messages import Snapshot, SnapshotCursor, SnapshotHead
+from octaskly.store.reading.queries import read_task
+from octaskly.store.tables.arrays import MEMBER_BIRTH
+from octaskly.store.writing.table_merge import TableWriter
+from tests.contract import log_kit as kit
+
+OURS, THEIRS = kit.EPOCHS[0], (StreamId(500), Epoch(3, NodeId("t" * 16)))
+HEAD = SnapshotHead(
+    vector=((OURS[0], 2), (THEIRS[0], 2)),
+    epochs=(OURS, THEIRS),
+    floor=Floor(100, (StreamFloor(OURS[0], 2, OURS[1]),)),
+    hlc=600,
+)
+
+
+def test_a_member_of_a_later_array_is_not_taken_for_that_of_the_earlier_one() -> None:
+    """Its row would be lost, and the member would run again."""
+    first = kit.submitted(1, options=TaskOptions(array=ArraySpec(count=3)))
+    array, member = first.task, member_id(first.task, 0)
+    attempt = AttemptId(3, THEIRS[0], 2, 1)
+    rows = (
+        TaskRow(
+            TaskRecord(array, replace(first.spec, ord=900)),
+            SubmissionTimes(500, 500, THEIRS[0], 1),
+            500,
+        ),
+        TaskRow(
+            TaskRecord(member, attempts=(Attempt(attempt, kit.WORKER),)),
+            MEMBER_BIRTH,
+            501,
+        ),
+    )
+    part = Snapshot(rows=rows, cursor=SnapshotCursor(1), has_more=False, head=HEAD)
+    with closing(kit.database()) as db:
+        tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+        begun = Assigned(member, kit.attempt_id(2), kit.WORKER)
+        entries = kit.entries([first, begun])
+        tables.append_entries([Append(1, tuple(entries), kit.EPOCHS)])
+
+        tables.stage_rows(StageRows(2, 1, NodeId("p"), part))
+        tables.merge_rows(MergeRows(3, 1, HEAD, (), is_last=True))
+
+        found = read_task(db, member)
+    assert found is not None
+    assert found.state is TaskState.RUNNING
+    assert [each.id for each in found.attempts] == [attempt]
