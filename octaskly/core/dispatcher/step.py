@@ -398,7 +398,7 @@ class DispatchStep:
         """
         queue = self.queue
         queue.array_queue.forget_failures(array)
-        task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
+        task = queue.array_in_hand(array)
         self.pin_until_durable(task)
         for each in (task, *queue.tasks.single_members_of(array).values()):
             if each.stage in WAITING_STAGES:
@@ -409,7 +409,7 @@ class DispatchStep:
         """Write the cancel of an array, and of its members that need their own."""
         queue, array = self.queue, cancel.task
         queue.array_queue.ignore_failures(array)
-        task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
+        task = queue.array_in_hand(array)
         self.write(task, cancel)
         self._cancel_live_members(self._undecided_members(array), cancel.by)
         for member in self._undecided_members(array):

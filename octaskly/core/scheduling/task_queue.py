@@ -31,7 +31,7 @@ from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord, later_priority
-from octaskly.core.model.arrays import array_of, lane_key_of
+from octaskly.core.model.arrays import RemainingMembers, array_of, lane_key_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
@@ -517,6 +517,14 @@ class TaskQueue:
         task = QueuedTask(record, stage=Stage.ENDED, is_read=False)
         self.tasks.add(task)
         self.array_queue.remove_member(record.id)
+        return task
+
+    def array_in_hand(self, array: TaskId) -> QueuedTask:
+        """Return an array; if it is not in memory, as a shadow without members."""
+        task = self.tasks.get(array)
+        if task is None:
+            task = self.add_shadow(TaskRecord(array))
+            task.remaining = RemainingMembers(())
         return task
 
     def drop_durable_tasks(

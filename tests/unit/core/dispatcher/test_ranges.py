@@ -328,6 +328,24 @@ def test_a_cancel_by_force_ends_every_member_that_runs() -> None:
     assert sorted(states(mesh)["TaskCancelled"]) == [0, 2, 3, 4, 5]
 
 
+def test_a_cancelled_array_counts_as_its_members_do() -> None:
+    """All of them run, so the array itself is no longer in memory."""
+    mesh = Mesh(ArraySpec(count=2), b=2)
+    (leased,) = mesh.ranges("b")
+    progress = ArrayProgress(running=2)
+    record = TaskRecord(mesh.array.id, mesh.array, progress=progress)
+    cancel = CancelRequested(
+        5, mesh.array.id, TaskState.RUNNING, True, "ann", array_record=record
+    )
+
+    mesh.effects += mesh.dispatch.on_cancel_requested(cancel, moment())
+    for offset in (0, 1):
+        mesh.fail("b", leased, offset)
+    mesh.settle()
+
+    assert mesh.dispatch.ended_counts[TaskState.CANCELLED] == 2
+
+
 def test_a_cancel_by_force_ends_200_ranges() -> None:
     """In each range some members have succeeded, one has failed, and some run."""
     names = [f"w{number}" for number in range(200)]
