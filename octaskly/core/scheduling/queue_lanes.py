@@ -533,7 +533,7 @@ class Lanes:
             return True
         if not self._has_runnable_unopened:
             self._has_runnable_unopened = True
-            self.needs_restart = any(
+            self.needs_restart |= any(
                 lane.requires is not None and not self._can_run(lane.requires)
                 for lane in self.constrained()
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive, LoadQueued
-from octaskly.core.events import LiveLoaded
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
+from octaskly.core.events import LiveLoaded, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
@@ -157,6 +157,23 @@ def test_a_new_runnable_shape_takes_the_lane_of_an_unrunnable_one() -> None:
     with_reads(queue, stored(*hopeless, new))
 
     assert "new" in in_hand(queue)
+
+
+def test_a_shape_without_a_lane_delays_no_read_that_is_due() -> None:
+    """It waits for a read that is pending, and other tasks came from another log."""
+    first, found = demanding("first", 1, PAIR), demanding("found", 2, None)
+    queue = started(Limits(lanes=1), first)
+    queue.look_up_task(first.id)
+    (pending,) = queue.next_reads()
+    queue.mark_for_reread()
+    new = demanding("new", 3, Requirements(cpus=3))
+
+    queue.admit([new])
+    assert pending == LoadTasks(1, (first.id,))
+    queue.on_lookup_answer(TasksLoaded(1, (first.id,), tuple(stored(first))))
+    with_reads(queue, stored(first, found, new))
+
+    assert "found" in in_hand(queue)
 
 
 def test_an_empty_lane_stays_only_while_no_other_waits() -> None:
