@@ -243,10 +243,12 @@ class MessageValidator:
             members += entry.fact.count - 1
         if members > MEMBER_FACTS_MAX:
             return "members"
-        own = journal.stream
-        if own is not None and last.get(own, 0) > journal.vector[own]:
-            return "writer"
-        return None
+        return "writer" if self._has_unwritten(last.items()) else None
+
+    def _has_unwritten(self, extent: Iterable[tuple[StreamId, int]]) -> bool:
+        """Return True if it has entries of this epoch that this node did not write."""
+        journal = self._journal
+        return any(s == journal.stream and n > journal.vector[s] for s, n in extent)
 
     def _check_snapshot(self, message: Snapshot, term: int) -> str | None:
         """Validate rows and records as facts, and the head as a vector with a floor."""
@@ -266,7 +268,8 @@ class MessageValidator:
             return self._check_floor(retired)
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
-        code = _check_vectors(head.vector)
+        code = "writer" if self._has_unwritten(head.vector) else None
+        code = code or _check_vectors(head.vector)
         code = code or self._check_writers(head.epochs, term)
         code = code or self._check_floor(head.floor)
         return code or self._check_floor(retired)
@@ -274,8 +277,7 @@ class MessageValidator:
     def _check_floor(self, floor: Floor) -> str | None:
         """Refuse a floor above this node's own stream, or with other writers."""
         journal = self._journal
-        own = journal.stream
-        if any(s == own and seq > journal.vector[s] for s, seq in floor.ends):
+        if self._has_unwritten(floor.ends):
             return "writer"
         for mark in floor.stream_floors:
             stream = mark.stream

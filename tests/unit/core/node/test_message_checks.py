@@ -582,14 +582,22 @@ def test_entries_from_the_future_are_kept_and_logged_once() -> None:
     assert notes.count("entries with future timestamps") == 1
 
 
-def test_no_peer_writes_into_the_stream_of_this_epoch() -> None:
+@pytest.mark.parametrize("kind", ["entries", "a snapshot"])
+def test_no_peer_writes_into_the_stream_of_this_epoch(kind: str) -> None:
     """Only entries that this node wrote may come back to it."""
     shell = Shell()
     own = shell.become_dispatcher()
+    written = ((own, shell.node.epoch),)
+    head = replace(EMPTY, vector=((own, COUNT_MAX - 1),), epochs=written)
 
-    forged = Entries(entries((own, 1)), ((own, shell.node.epoch),), False, ())
+    forged: dict[str, Message] = {
+        "entries": Entries(entries((own, 1)), written, False, ()),
+        "a snapshot": Snapshot(
+            rows=(), cursor=SnapshotCursor(1, 1), has_more=False, head=head
+        ),
+    }
 
-    assert Disconnect(PEER, "protocol: writer") in shell.hear(forged)
+    assert Disconnect(PEER, "protocol: writer") in shell.hear(forged[kind])
 
 
 ASKED = TasksSubmitted(1, (draft("true"),), "ana", ("00000001",), (None,))
