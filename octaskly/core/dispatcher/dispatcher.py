@@ -352,9 +352,13 @@ class Dispatcher:
     def on_worker_down(self, node: NodeId, now: Moment) -> list[Effect]:
         """Run elsewhere what the worker held, at once or after the adopt window."""
         were_lost = self.is_active and self.reconciler.on_worker_down(node, now)
+        self.forget_worker(node)
+        return self._settle_refused(now) if were_lost else []
+
+    def forget_worker(self, node: NodeId) -> None:
+        """Forget what a node that is gone could run, and which blobs it had."""
         self._pool.remove(node)
         self._step.locality.holdings.drop_node(node)
-        return self._settle_refused(now) if were_lost else []
 
     def on_heartbeat_ok(
         self, node: NodeId, message: HeartbeatOk, now: Moment

@@ -186,7 +186,7 @@ class DispatchStep:
         """Drop the state of the epoch."""
         self.epoch = NO_EPOCH
         self.is_assigning = False
-        self.pool.detach_all()
+        self.pool.clear()
         self.matcher.reservation = None
         self.queue.clear_queue()
         self.locality.clear_epoch()

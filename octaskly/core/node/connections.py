@@ -147,6 +147,7 @@ class PeerLoss:
             self.not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
             if view.followed_epoch == dispatcher_epoch.epoch:
                 effects += self._on_follower_lost(peer, view, reason, now)
+            self.dispatcher.forget_worker(peer)  # Perhaps it never attached.
         return effects + self.timeouts.on_peer_down(peer, reason, now)
 
     def forget_peer(self, peer: NodeId, *, is_lost: bool = True) -> None:

@@ -107,12 +107,9 @@ class WorkerPool:
             worker.memory_mb, worker.gpus = held.memory_mb, held.gpus
             self._push_to_heap(node, worker)
 
-    def detach_all(self) -> None:
-        """Stop attempts on all workers until they are attached again."""
-        for worker in self._workers.values():
-            worker.is_attached = False
-            worker.outstanding = worker.memory_mb = worker.gpus = 0
-            worker.credit = worker.slots
+    def clear(self) -> None:
+        """Remove all workers, at the end of an epoch."""
+        self._workers.clear()
         self._heap.clear()
         self.workers_with_room.clear()
 

@@ -39,7 +39,7 @@ from octaskly.core.model.arrays import FORCED_PREFIX, MAX_FAILS_CANCELLER, Array
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, Requirements, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
@@ -57,6 +57,7 @@ from octaskly.core.replies import (
     NotDispatching,
     NotReplicated,
     TasksAccepted,
+    Unplaceable,
 )
 from tests.support.builders import (
     STREAM,
@@ -780,6 +781,20 @@ def test_a_task_of_an_earlier_epoch_is_read_from_the_store() -> None:
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, TasksAccepted)
     assert LoadQueued(2, -1, 1000) in rest
+
+
+def test_a_fail_fast_task_does_not_wait_for_a_worker_of_an_earlier_epoch() -> None:
+    """It left while another node was dispatcher."""
+    world = dispatcher_with(b=8)
+    world.dispatch.stop_dispatching()
+    world.dispatch.start_dispatching(epoch(2), STREAM, moment())
+    options = TaskOptions(requires=Requirements(cpus=8))
+    hasty = replace(draft(), options=options, is_fail_fast=True)
+
+    (answer,) = world.dispatch.on_submitted(submission(hasty), moment())
+
+    assert isinstance(answer, Answer)
+    assert answer.reply == Unplaceable(0, "no node is here")
 
 
 def test_a_task_can_be_cancelled_during_its_lookup() -> None:

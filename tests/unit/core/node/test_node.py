@@ -1125,6 +1125,11 @@ def test_a_new_dispatcher_knows_the_resources_of_connected_nodes_at_once() -> No
     assert hasty(1, 8) == []
     assert hasty(2, 9) == [Answer(2, Unplaceable(0, why))]
 
+    shell.feed(PeerDown(PEER, "eof"))  # Before it attached.
+    (answer,) = hasty(3, 8)
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.reply, Unplaceable)
+
 
 def test_a_floor_of_another_node_is_recorded_in_the_next_step() -> None:
     """The floor precedes later entries of this node's stream everywhere."""
