@@ -147,18 +147,19 @@ class TaskTable:
         held = self._held[node]
         del held.by_key[task.spec.id]
         held.count(task.spec, -1)
+        self._drop_if_empty(node, held)
 
     def held_at(self, node: NodeId) -> HeldAttempts:
         """Return what a worker holds."""
-        return self._held[node]
+        return self._held.get(node) or HeldAttempts()
 
     def held_in_order(self, node: NodeId) -> Collection[Held]:
         """Return what a worker holds, in the order in which it got that."""
-        return self._held[node].by_key.values()
+        return self.held_at(node).by_key.values()
 
     def held_task(self, node: NodeId, task_id: TaskId) -> QueuedTask | None:
         """Return a task that a worker holds outside of ranges, if it does."""
-        task = self._held[node].by_key.get(task_id)
+        task = self.held_at(node).by_key.get(task_id)
         return task if isinstance(task, QueuedTask) else None
 
     def held_by(self, node: NodeId) -> list[QueuedTask]:
@@ -235,6 +236,12 @@ class TaskTable:
         held.count(live.spec, -count)
         if not live.live_count and count:
             del held.by_key[live.attempt]
+            self._drop_if_empty(live.node, held)
+
+    def _drop_if_empty(self, node: NodeId, held: HeldAttempts) -> None:
+        """Keep nothing of a worker without attempts: many visitors come and go."""
+        if not held.by_key:
+            del self._held[node]
 
     def _split_range(self, live: LiveRange) -> None:
         """Let a task of its own stand for each member, in the place of the range."""

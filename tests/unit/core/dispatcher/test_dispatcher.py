@@ -65,6 +65,7 @@ from tests.support.builders import (
     draft,
     epoch,
     moment,
+    node_id,
     node_info,
     outcome,
     released,
@@ -795,6 +796,20 @@ def test_a_fail_fast_task_does_not_wait_for_a_worker_of_an_earlier_epoch() -> No
 
     assert isinstance(answer, Answer)
     assert answer.reply == Unplaceable(0, "no node is here")
+
+
+def test_workers_that_left_take_no_memory() -> None:
+    """Visitors may come and go for months."""
+    world = dispatcher_running_t(b=1)
+    deliver_results(world.dispatch, B, results_message(), moment())
+
+    for number in range(9):
+        visitor = node_id(f"visitor-{number}")
+        world.dispatch.on_worker_up(node_info(visitor, 1), moment(LATE))
+        world.dispatch.on_reattach(*reattach_report(visitor, 1), moment(LATE))
+        world.dispatch.on_worker_down(visitor, moment(LATE))
+
+    assert not world.dispatch._queue.tasks._held
 
 
 def test_a_task_can_be_cancelled_during_its_lookup() -> None:
