@@ -231,6 +231,8 @@ class DispatchStep:
 
     def pin_until_durable(self, task: QueuedTask | LiveRange) -> None:
         """Keep a task or a range in hand until what this step writes is durable."""
+        # An earlier write may become durable before the step is committed.
+        task.commit_number = self._journal.last_number + 1
         self._pinned_tasks.append(task)
 
     def kill_live_attempt(

@@ -350,3 +350,33 @@ def test_a_task_backs_off_before_its_last_try() -> None:
     assert [type(fact) for fact in appended_facts(rested)] == [Finished]
     assert early == []
     assert [type(fact) for fact in appended_facts(last)] == [Assigned]
+
+
+def test_a_task_stays_queued_if_the_lanes_are_read_again_in_its_step() -> None:
+    """A report that was held is handled before a commit in the same step.
+
+    The store does not have that report yet, so it would not return the task.
+    """
+    world = dispatcher_running_t(b=1)
+    unread = report("u", end=released(EndReason.RETURNED))
+    deliver_results(world.dispatch, A, results_message(unread), moment())
+
+    returned = report(end=released(EndReason.RETURNED))
+    world.dispatch.record_results(B, results_message(returned, credit=1), moment())
+    assert LoadTasks(1, (TaskId("u"),)) in world.commit()
+
+    facts = appended_facts(world.dispatch.commit_results(moment()))
+    assert [type(fact) for fact in facts] == [Finished, Assigned]
+
+
+def test_a_task_that_ends_during_its_commit_stays_in_memory() -> None:
+    """Else a read that misses its end would run it again."""
+    world = dispatcher_running_t(b=1)
+    returned = report(end=released(EndReason.RETURNED))
+    deliver_results(world.dispatch, B, results_message(returned, credit=1), moment())
+
+    again = report(of=attempt(2, seq=3))
+    world.dispatch.record_results(B, results_message(again, credit=1), moment())
+    world.commit()
+
+    assert T in world.dispatch._queue.tasks
