@@ -281,10 +281,30 @@ def without_stdin(options: TaskOptions) -> TaskOptions:
 
 
 def are_equal_options(a: TaskOptions | None, b: TaskOptions | None) -> bool:
-    """Return True if the options are equal, whether or not one stdin was freed."""
-    if a is None or b is None or is_stdin_freed(a) == is_stdin_freed(b):
+    """Return True if the options are equal, wherever the files are.
+
+    The stdin of one may have been freed.
+    """
+    if a is None or b is None:
+        return a is b
+    a, b = _without_places(a), _without_places(b)
+    if is_stdin_freed(a) == is_stdin_freed(b):
         return a == b
     return without_stdin(a) == without_stdin(b)
+
+
+def _without_places(options: TaskOptions) -> TaskOptions:
+    """Return options whose files have their digests only.
+
+    A client that submits a task again may send its files to another node, and does not
+    lend what the node still has.
+    """
+    tree, stdin_file = options.tree, options.stdin_file
+    return replace(
+        options,
+        tree=None if tree is None else replace(tree, node="", is_lent=False),
+        stdin_file=None if stdin_file is None else replace(stdin_file, node=""),
+    )
 
 
 def with_stdin_from(options: TaskOptions, other: TaskOptions | None) -> TaskOptions:

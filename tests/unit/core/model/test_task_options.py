@@ -1,4 +1,4 @@
-"""Options of tasks: equality with and without the bytes of stdin."""
+"""Options of tasks: equality with and without the bytes of stdin, and of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from octaskly.core.model.drafts import TaskDraft, matches_draft
 from octaskly.core.model.task_options import (
+    BlobRef,
     FreedStdin,
+    InputTree,
     TaskOptions,
     are_equal_options,
     is_stdin_freed,
@@ -22,6 +24,8 @@ FULL = TaskOptions(name="n", stdin=b"in")
 FREED = TaskOptions(
     name="n", freed_stdin=FreedStdin(hashlib.sha256(b"in").hexdigest(), 2)
 )
+TREE = InputTree(sha256="a" * 64, node="ash", folders=("all",), is_lent=True)
+WITH_FILES = TaskOptions(tree=TREE, stdin_file=BlobRef(sha256="b" * 64, node="ash"))
 
 
 def test_options_without_the_bytes_of_stdin_keep_digest_and_size() -> None:
@@ -57,6 +61,25 @@ def test_a_freed_stdin_differs_from_other_options(other: TaskOptions | None) -> 
     """Another request under the same name is a conflict."""
     assert not are_equal_options(FREED, other)
     assert not are_equal_options(other, FREED)
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (replace(WITH_FILES, tree=replace(TREE, is_lent=False)), True),
+        (replace(WITH_FILES, tree=replace(TREE, node="elm")), True),
+        (replace(WITH_FILES, stdin_file=BlobRef(sha256="b" * 64, node="elm")), True),
+        (replace(WITH_FILES, stdin_file=BlobRef(sha256="c" * 64, node="ash")), False),
+        (replace(WITH_FILES, tree=replace(TREE, sha256="c" * 64)), False),
+        (replace(WITH_FILES, tree=replace(TREE, folders=())), False),
+        (replace(WITH_FILES, tree=None), False),
+        (replace(WITH_FILES, stdin_file=None), False),
+    ],
+)
+def test_files_are_compared_by_content(other: TaskOptions, *, is_same: bool) -> None:
+    """A node still has what was lent for the first start of a command."""
+    assert are_equal_options(WITH_FILES, other) is is_same
+    assert are_equal_options(other, WITH_FILES) is is_same
 
 
 @pytest.mark.parametrize(
