@@ -206,6 +206,19 @@ def test_failed_members_are_repeated_and_printed(
     assert b"all members of the array are completed" in third.stderr
 
 
+def test_failed_members_of_a_retry_are_named_by_their_items(agent: DemoAgent) -> None:
+    """A retry numbers its members anew."""
+    octaskly(agent, "map", "test {} = a", ":::", "a", "b", "c")
+
+    again = octaskly(agent, "map", "-k", "--retry-failed", "last")
+
+    retry = newest(agent)["id"]
+    assert again.stderr.decode().splitlines()[:2] == [
+        f"{retry}.0 (b) failed on {agent.name}: exit code 1",
+        f"{retry}.1 (c) failed on {agent.name}: exit code 1",
+    ]
+
+
 @pytest.mark.parametrize(
     "flags",
     [

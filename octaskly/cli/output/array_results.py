@@ -12,6 +12,7 @@ from octaskly.cli.output.render import is_quiet, note, time_left
 from octaskly.cli.output.task_view import (
     command_of,
     format_rate,
+    item_text,
     text_streams,
 )
 from octaskly.cli.output.terminal import ProgressLine, write_output
@@ -114,12 +115,19 @@ class ResultPrinter:
         """Name a failed member on stderr, up to a maximum number."""
         if self._failed > NAMED_MAX:
             return
-        item = f" ({task.item[:NAMED_CHARS]})" if self._items and task.item else ""
+        item = item_text(task.item if self._items else self._read_item(task.id))
         why = end_text(task.reason, task.exit_code, task.signal, task.detail)
         where = f" on {task.worker_id}" if task.worker_id else ""
         note(f"{task.id}{item} failed{where}: {why}")
         if self._failed == NAMED_MAX:
             note(f"for more: octaskly ls --array {self._array} --status failed")
+
+    def _read_item(self, member: str) -> str | None:
+        """Return the item of a member; None if that is its number."""
+        task = self._client.send_and_decode(rest_calls.task(member), Task)
+        env = task.env or {}
+        item = env.get("OCTASKLY_ITEM")
+        return None if item == env.get("OCTASKLY_INDEX") else item
 
 
 def print_member_logs(

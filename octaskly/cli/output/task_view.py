@@ -36,6 +36,7 @@ from octaskly.rest.tasks import (
     TaskArray,
 )
 
+ITEM_CHARS: Final = 60  #: shown of the item of a member
 PARENTS_SHOWN: Final = 5  #: a task may have a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
 NEVER_STARTED: Final = ("returned", "stale")  #: such attempts only waited on a node
@@ -353,8 +354,13 @@ def print_array(client: Session, task: Task) -> None:
 
 def _describe_failed(member: ArrayMember) -> str:
     how = end_text(member.reason, member.exit_code, member.signal, member.detail)
-    item = f" ({member.item[:60]})" if member.item != str(member.index) else ""
+    item = item_text(None if member.item == str(member.index) else member.item)
     return f"{member.id}{item}: {how}"
+
+
+def item_text(item: str | None) -> str:
+    """Return how an item follows the id of its member."""
+    return f" ({item[:ITEM_CHARS]})" if item else ""
 
 
 def _rate(counts: Members) -> str | None:
