@@ -52,7 +52,7 @@ class _Content(NamedTuple):
         """Yield the bytes in parts."""
         at, end = self.start, self.start + self.size_bytes
         while at < end:
-            data = os.pread(self.fd, min(CHUNK_BYTES, end - at), at)
+            data = _read_part(self.fd, min(CHUNK_BYTES, end - at), at)
             if not data:
                 raise OctasklyError("stdin shrank while it was read")
             at += len(data)
@@ -138,11 +138,23 @@ def _read(client: Session, fd: int, files: contextlib.ExitStack) -> bytes | _Con
     return _hash_from(spool.fileno(), 0)
 
 
+def _read_part(fd: int, size_bytes: int = CHUNK_BYTES, at: int | None = None) -> bytes:
+    """Read from a position of a file, or what comes next; nothing at the end.
+
+    Raises:
+        OctasklyError: it cannot be read.
+    """
+    try:
+        return os.read(fd, size_bytes) if at is None else os.pread(fd, size_bytes, at)
+    except OSError as error:
+        raise OctasklyError(f"stdin cannot be read: {error.strerror}") from None
+
+
 def _read_head(fd: int) -> bytes:
     """Read a little more than a task may carry."""
     head = bytearray()
     while len(head) <= STDIN_BYTES_MAX:
-        data = os.read(fd, CHUNK_BYTES)
+        data = _read_part(fd)
         if not data:
             break
         head += data
@@ -162,7 +174,7 @@ def _spool(client: Session, head: bytes, fd: int, spool: IO[bytes]) -> None:
         if spooled_bytes - checked_bytes >= CHECKED_BYTES:
             _check_quota(client, spooled_bytes)
             checked_bytes = spooled_bytes
-        data = os.read(fd, CHUNK_BYTES)
+        data = _read_part(fd)
 
 
 def _check_quota(client: Session, size_bytes: int) -> None:
@@ -171,7 +183,7 @@ def _check_quota(client: Session, size_bytes: int) -> None:
 
 def _hash_from(fd: int, start: int) -> _Content:
     digest, at = hashlib.sha256(), start
-    while data := os.pread(fd, CHUNK_BYTES, at):
+    while data := _read_part(fd, CHUNK_BYTES, at):
         digest.update(data)
         at += len(data)
     return _Content(fd, start, at - start, digest.hexdigest())
