@@ -174,7 +174,7 @@ class TableWriter:
         self._merge_some_rows(item, plain, staged.stored_ms)
         members += self._merge_ranges(staged.part.ranges, staged.stored_ms)
         self._merge_some_rows(item, members, staged.stored_ms)
-        self._merge_pending(staged.part.pending)
+        self._merge_pending(item, staged.part.pending)
         if item.is_last:
             self._finish_merge(item)
         remove_part(self._db, item, staged)
@@ -225,8 +225,9 @@ class TableWriter:
         self._write_tasks(touched, times_ms)
         self._update_cache(touched)
 
-    def _merge_pending(self, entries: Sequence[Entry]) -> None:
+    def _merge_pending(self, item: MergeRows, entries: Sequence[Entry]) -> None:
         """Apply entries of a peer that are not in its rows, unless they are held."""
+        self._delete_forgotten(item, entries)
         have, news = self._last_seqs, list[TaskEntry]()
         for entry, fact in task_entries(entries):
             stream = entry.stream
@@ -235,6 +236,24 @@ class TableWriter:
                 news.append((entry, fact))
         self._append_task_entries(news)
         self._projection.bare_facts.clear()  # These are not in the log here.
+
+    def _delete_forgotten(self, item: MergeRows, entries: Iterable[Entry]) -> None:
+        """Delete tasks that the sender of these entries has forgotten.
+
+        An entry behind the floor must not be merged with what the floor has ended.
+        """
+        floors, horizon = self._floors_of_peer(item), item.head.floor.horizon
+        ids = dict.fromkeys(array_of(e.fact.task) or e.fact.task for e in entries)
+        gone: list[int] = []
+        for task in self._fetch_rows(ids).values():
+            times = task.submission_times
+            if task.key is None or times is None or task.changed_hlc > horizon:
+                continue
+            if 0 < times.seq <= floors.get(times.stream, 0):
+                gone.append(task.key)
+        if gone:
+            purge.delete_tasks(self._db, gone)
+            self._cache.clear()
 
     def add_clock_step(self, step: ClockStep) -> None:
         """Add a step of the wall clock, which ages nothing that is stored already."""

@@ -7,7 +7,7 @@ from contextlib import closing
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows, StageRows
-from octaskly.core.log.facts import Assigned, Floor, StreamFloor
+from octaskly.core.log.facts import Assigned, Entry, Finished, Floor, StreamFloor
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
@@ -59,3 +59,26 @@ def test_a_member_of_a_later_array_is_not_taken_for_that_of_the_earlier_one() ->
     assert found is not None
     assert found.state is TaskState.RUNNING
     assert [each.id for each in found.attempts] == [attempt]
+
+
+def test_a_late_result_is_not_merged_with_a_task_that_the_sender_has_forgotten() -> (
+    None
+):
+    """Else the node shows a task that no other one has, until the next floor."""
+    submitted = kit.submitted(1)
+    late = Finished(
+        submitted.task, kit.attempt_id(9), kit.WORKER, kit.finished(1).outcome, 1
+    )
+    pending = (Entry(THEIRS[0], 1, 500, late),)
+    part = Snapshot(
+        rows=(), cursor=SnapshotCursor(1), has_more=False, head=HEAD, pending=pending
+    )
+    with closing(kit.database()) as db:
+        tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+        known = Entry(OURS[0], 1, 10, submitted), Entry(OURS[0], 2, 11, kit.finished(1))
+        tables.append_entries([Append(1, known, kit.EPOCHS)])
+
+        tables.stage_rows(StageRows(2, 1, NodeId("p"), part))
+        tables.merge_rows(MergeRows(3, 1, HEAD, (), is_last=True))
+
+        assert read_task(db, submitted.task) is None
