@@ -91,7 +91,10 @@ class TableWriter:
         self.stdin_freeing = StdinFreeing(connection, packer)
         self.notification_count = 0  #: includes those of failed transactions
         self._peer_floors: tuple[int, Mapping[StreamId, int]] = (0, {})
-        """Floors of the peer whose snapshot is being merged, by its number."""
+        """Floors of the peer whose snapshot is being merged, by its number.
+
+        There are none between two merges.
+        """
         self._read_numbers()
 
     def reload(self) -> None:
@@ -128,8 +131,11 @@ class TableWriter:
         logged = 0  #: number of entries that are in the log
         some: list[TaskEntry] = []
         record_kinds: set[str] = set()
+        _, floors = self._peer_floors
         for index, entry in enumerate(entries, start=1):
             fact = entry.fact
+            if floors and fact.task and entry.last_seq <= floors.get(entry.stream, 0):
+                continue  # Void at the end of this merge, whose rows it must not join.
             if isinstance(fact, TASK_FACTS):
                 some.append((entry, fact))
             elif isinstance(fact, RANGE_FACTS):
@@ -484,6 +490,7 @@ class TableWriter:
         floor = replace(head.floor, retired=item.retired)
         self._note_floor(floor)
         self._raise_floor(floor)
+        self._peer_floors = (0, {})
 
     def _fetch_tasks(self, ids: Iterable[TaskId]) -> dict[TaskId, ProjectedTask]:
         """Return the tasks with these ids, in order: new keys follow this order.

@@ -7,7 +7,14 @@ from contextlib import closing
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows, StageRows
-from octaskly.core.log.facts import Assigned, Entry, Finished, Floor, StreamFloor
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Finished,
+    Floor,
+    StreamFloor,
+    TaskCancelled,
+)
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import AttemptId, Epoch, NodeId, StreamId
@@ -82,3 +89,26 @@ def test_a_late_result_is_not_merged_with_a_task_that_the_sender_has_forgotten()
         tables.merge_rows(MergeRows(3, 1, HEAD, (), is_last=True))
 
         assert read_task(db, submitted.task) is None
+
+
+def test_void_entries_that_arrive_during_a_merge_do_not_change_its_tasks() -> None:
+    """A later task with this id would be shown as cancelled, and never run."""
+    earlier = kit.submitted(1)
+    later = TaskRecord(earlier.task, replace(earlier.spec, ord=900))
+    row = TaskRow(later, SubmissionTimes(500, 500, THEIRS[0], 1), 500)
+    first, last = SnapshotCursor(1, 1), SnapshotCursor(1, 2)
+    cancelled = TaskCancelled(earlier.task, "ada", 1)
+    with closing(kit.database()) as db:
+        tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+        for part in (
+            Snapshot(rows=(row,), cursor=first, has_more=True, head=HEAD),
+            Snapshot(rows=(), cursor=last, has_more=False, after=first),
+        ):
+            tables.stage_rows(StageRows(1, 1, NodeId("p"), part))
+
+        tables.merge_rows(MergeRows(2, 1, HEAD, (), is_last=False))
+        void = Entry(OURS[0], 1, 10, earlier), Entry(OURS[0], 2, 11, cancelled)
+        tables.append_entries([Append(3, void, kit.EPOCHS)])
+        tables.merge_rows(MergeRows(4, 1, HEAD, (), is_last=True))
+
+        assert read_task(db, earlier.task) == later
