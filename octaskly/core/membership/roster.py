@@ -119,10 +119,13 @@ class RosterBuilder:
         """Return the nodes named in rosters or saved by an earlier process."""
         return frozenset(self._names)
 
-    def set_roster(self, roster: Roster) -> None:
+    def set_roster(self, roster: Roster, now: Moment) -> None:
         """Store a dispatcher's roster."""
         self.roster = roster
+        known, self._lost = self._lost, {}
         for member in roster.members:
+            if member.state is NodeState.LOST:
+                self._lost[member.id] = known.get(member.id, (member, now.mono_s))
             # The dispatcher may not know yet that a node has left.
             if member.id not in self._released:
                 self._names[member.id] = member.name
@@ -160,7 +163,8 @@ class RosterBuilder:
     def mark_members_lost(self, now: Moment) -> None:
         """Mark all members of the latest roster lost at the start of an epoch.
 
-        Each stays lost until it follows this node.
+        Each stays lost until it follows this node. Those that were lost before keep
+        their times.
         """
         self.next_change_s = 0.0
         if self.roster is None:

@@ -183,7 +183,7 @@ class MessageHandlers:
         limits, election = self._limits, self._election
         is_followed = election.is_followed_epoch(peer, roster.epoch)
         if is_followed and len(roster.members) <= limits.peers:
-            self._roster_builder.set_roster(roster)
+            self._roster_builder.set_roster(roster, now)
             is_standby = self._roster_builder.role_of(self._me) is Role.STANDBY
             is_large = len(roster.members) > limits.full_mesh_peers
             election.set_plain_worker(is_plain_worker=is_large and not is_standby)

@@ -63,13 +63,12 @@ def rotation() -> KeyRotation:
     """Return a rotation with three peers; rosters have shown two of them."""
     members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
-    registry.set_roster(roster("a", "b", "d"))
+    registry.set_roster(roster("a", "b", "d"), moment())
     for peer in (KNOWN, HIDDEN, GONE):
         up = PeerUp(peer, hello("a"), hello(peer), Address("10.0.0.1", 1), 0.5)
         members.on_peer_up(up, moment())
-    registry.set_roster(
-        roster("a", "d")
-    )  # The dispatcher, `d`, reports that `b` has left.
+    # The dispatcher, `d`, reports that `b` has left.
+    registry.set_roster(roster("a", "d"), moment())
     return KeyRotation(
         settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )
@@ -169,7 +168,7 @@ def alone(keys: KeyringState) -> KeyRotation:
     """Return a rotation that has just learnt of a phase, with no peer in reach."""
     members = PeerTable(settings("a"), SavedState(), TimerHeap(), Outbox())
     registry = RosterBuilder((), members)
-    registry.set_roster(roster("a", "b"))  # The machine is suspended.
+    registry.set_roster(roster("a", "b"), moment())  # The machine is suspended.
     rules = KeyRotation(
         settings("a"), members, registry, RecordTable(()), KeyringState(), TimerHeap()
     )

@@ -453,7 +453,7 @@ def test_a_machine_that_left_gets_its_name_back_under_a_new_id() -> None:
 
     released = registry.release_name(PEER, "left")
     again = registry.release_name(PEER, "left")
-    registry.set_roster(Roster(EPOCH, 1, (replace(own_line(), id=PEER),)))
+    registry.set_roster(Roster(EPOCH, 1, (replace(own_line(), id=PEER),)), at(0.0))
 
     assert (released, again) == ([RenameNode(PEER, "pi (left)")], [])
     assert registry.assign_name(OTHER, "pi") == "pi"
@@ -604,6 +604,39 @@ def test_constant_joins_and_leaves_do_not_push_members_off_the_roster() -> None:
     roster = roster or registry.roster
     assert roster is not None
     assert [m.name for m in roster.members] == ["pi", "pi-8", "pi-6", "pi-7"]
+
+
+def test_a_lost_member_stays_listed_after_a_failover() -> None:
+    """Two machines that lose power are both missing, also if one was dispatcher."""
+    registry = RosterBuilder([], members())
+    here, peer, other = (replace(own_line(), id=n, name=n) for n in (ME, PEER, OTHER))
+    lost = replace(other, state=NodeState.LOST)
+    registry.set_roster(Roster(Epoch(0, PEER), 1, (peer, here, lost)), at(5.0))
+    registry.set_roster(Roster(Epoch(0, PEER), 2, (peer, here, lost)), at(6.0))
+
+    registry.mark_members_lost(at(20.0))
+
+    def listed(seconds: float) -> list[NodeId]:
+        build = (EPOCH, own_line, Availability(), (), lambda _: 0, at(seconds))
+        roster = registry.build_roster(*build)
+        assert roster is not None
+        return [m.id for m in roster.members if m.state is NodeState.LOST]
+
+    assert listed(21.0) == [OTHER, PEER]
+    assert registry.lost_since_s(OTHER) == at(5.0).mono_s
+    assert listed(610.0) == [PEER]
+
+
+def test_a_member_that_came_back_under_another_dispatcher_is_not_lost() -> None:
+    """Only the latest roster says who is missing."""
+    registry = RosterBuilder([], members())
+    line = replace(own_line(), id=OTHER)
+    lost = replace(line, state=NodeState.LOST)
+    registry.set_roster(Roster(Epoch(0, PEER), 1, (lost,)), at(1.0))
+
+    registry.set_roster(Roster(Epoch(0, PEER), 2, (line,)), at(2.0))
+
+    assert registry.lost_since_s(OTHER) is None
 
 
 def test_a_lost_member_stays_listed_for_ten_minutes_unlike_one_that_left() -> None:
