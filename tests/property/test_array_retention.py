@@ -26,6 +26,7 @@ from tests.property.test_retention import (
     Table,
     joined,
     outcome,
+    partly,
     spread,
 )
 
@@ -105,7 +106,8 @@ def test_array_entries_floors_and_snapshots_give_the_same_members(
     if data.draw(st.booleans()):
         spread(data, joiner, early)
     joined(joiner, mesh.writer, data.draw(st.integers(0, 3)))
-    joined(joiner, mesh.writer, 99)
+    others = [*mesh.streams.values(), AWAY]
+    joined(joiner, mesh.writer, 99, between_parts=partly(data, joiner, others))
     for op in last:
         mesh.do(op)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -187,21 +187,39 @@ AWAY = [
 
 def spread(data: st.DataObject, table: Table, parts: Sequence[list[Entry]]) -> None:
     """Bring a table's missing entries, with commits and purges of any size."""
+    while any(left := missing(table, parts)):
+        assert add_some(data, table, left)
+
+
+def missing(table: Table, parts: Sequence[list[Entry]]) -> list[list[Entry]]:
+    """Return the entries that a table has not."""
     have = dict(read_vector(table.db))
-    left = [
-        [e for e in part if e.seq > have.get(e.stream, 0)] for part in parts if part
-    ]
-    while any(left):
-        have = dict(read_vector(table.db))
-        ready = [(part, n) for part in left if (n := deliverable(part, have))]
-        some, most = data.draw(st.sampled_from(ready))
-        size = data.draw(st.integers(1, most))
-        table.add(some[:size])
-        if data.draw(st.booleans()):
-            table.add(some[:size])
-        if data.draw(st.booleans()) and not table.tables.is_purged:
-            table.tables.purge_some()
-        del some[:size]
+    return [[e for e in part if e.seq > have.get(e.stream, 0)] for part in parts]
+
+
+def add_some(data: st.DataObject, table: Table, left: Sequence[list[Entry]]) -> bool:
+    """Bring some of these entries in one commit; return False if none can come."""
+    have = dict(read_vector(table.db))
+    ready = [(part, n) for part in left if (n := deliverable(part, have))]
+    if not ready:
+        return False
+    part, most = data.draw(st.sampled_from(ready))
+    some = part[: data.draw(st.integers(1, most))]
+    table.add(some)
+    if data.draw(st.booleans()):
+        table.add(some)
+    if data.draw(st.booleans()) and not table.tables.is_purged:
+        table.tables.purge_some()
+    return True
+
+
+def partly(
+    data: st.DataObject, table: Table, parts: Sequence[list[Entry]]
+) -> Callable[[], object]:
+    """Return what may bring some of a table's missing entries."""
+    return lambda: (
+        data.draw(st.booleans()) and add_some(data, table, missing(table, parts))
+    )
 
 
 def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
@@ -213,7 +231,13 @@ def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
     return len(part)
 
 
-def joined(table: Table, server: Table, most: int) -> bool:
+def joined(
+    table: Table,
+    server: Table,
+    most: int,
+    *,
+    between_parts: Callable[[], object] = lambda: None,
+) -> bool:
     """Stage at most so many parts of a snapshot; merge them if they are all."""
     parts: list[Snapshot] = []
     table.snapshots += 1
@@ -233,6 +257,8 @@ def joined(table: Table, server: Table, most: int) -> bool:
         is_last = not part.has_more
         merge = MergeRows(1, number, parts[0].head, retired, is_last)
         table.tables.merge_rows(merge)
+        if part.has_more:
+            between_parts()
     return True
 
 
@@ -256,7 +282,8 @@ def test_entries_floors_and_snapshots_in_any_order_give_the_same_tasks(
     if not joined(joiner, mesh.writer, data.draw(st.integers(0, 3))):
         held = dict(read_vector(joiner.db))
         assert held == {k: v for k, v in held.items() if v <= len(mesh.streams[k])}
-    joined(joiner, mesh.writer, 99)
+    others = [*mesh.streams.values(), AWAY]
+    joined(joiner, mesh.writer, 99, between_parts=partly(data, joiner, others))
     for op in last:
         mesh.do(op)
 
