@@ -176,8 +176,9 @@ class _ParentResolver:
                     self._known[at] = str(log_id_of(draft, self._submitter))
                 del path[at]
             elif unnamed[0] in path:
-                circle = " after ".join([*reversed(path), next(reversed(path))][:5])
-                raise CyclicTasks("Circular dependency between tasks", hint=circle)
+                circle = [*path, unnamed[0]][list(path).index(unnamed[0]) :]
+                hint = " after ".join(circle[:5])
+                raise CyclicTasks("Circular dependency between tasks", hint=hint)
             else:
                 path[unnamed[0]] = None
 
