@@ -784,7 +784,7 @@ FIRST: dict[Plant, int] = {
     no_epoch_check_in_worker: 98,
     older_programs_are_followed: 24,
     records_are_not_in_snapshots: 8,
-    retired_streams_need_not_be_held: 202,
+    retired_streams_need_not_be_held: 236,
     slots_of_submitters_do_not_count: 3,
     standbys_cannot_read_their_copies: 9,
     stop_pulling_early: 11,
